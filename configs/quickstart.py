@@ -1,0 +1,41 @@
+"""A small agent on a laptop: reads real text and executed traces half and half, then acts in two environments.
+
+Reproduces: `make train`. Hardware: 2 CPU cores as an 8-device mesh. Hours: 0.1.
+Command: maxagent train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from maxagent.config import (
+  Checkpoint,
+  Config,
+  Data,
+  Evaluation,
+  Mesh,
+  Model,
+  Optimizer,
+  Schedule,
+  Source,
+  Training,
+)
+
+
+def get_config(data: str = "runs/quickstart/data") -> Config:
+  """`data`: the folder that `make data` filled."""
+  return Config(
+    name="quickstart",
+    model=Model(
+      vocab_size=2048, hidden_size=128, mlp_size=384, heads=4, kv_heads=2, head_size=32, window_tokens=128,
+      compute_dtype="float32", remat="none",
+    ),
+    mesh=Mesh(data=4, fsdp=2),
+    data=Data(
+      tokenizer=f"{data}/tokenizer.model",
+      sources=(Source(name="trace", path=f"{data}/trace"), Source(name="web", path=f"{data}/web")),
+      sequence_tokens=512,
+      global_batch=16,
+    ),
+    optimizer=Optimizer(name="adamw", learning_rate=3e-3),
+    schedule=Schedule(warmup_steps=50, decay_steps=100),
+    training=Training(steps=400),
+    checkpoint=Checkpoint(every_steps=100),
+    evaluation=Evaluation(every_steps=200, families=("kv", "files")),
+  )  # fmt: skip

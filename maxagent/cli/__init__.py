@@ -1,0 +1,1 @@
+"""Flags in, one call out; one module per command."""

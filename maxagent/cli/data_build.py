@@ -1,0 +1,84 @@
+"""`maxagent data build`: documents or traces into token shards."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from maxagent.tokenizer import Tokenizer
+
+HELP = "turn text or traces into shards that training reads"
+DESCRIPTION = """\
+Reads documents, drops exact duplicates, encodes them and writes DIR/train and DIR/heldout. What was rejected lies in
+DIR/rejects.jsonl with the reason.
+
+  --kind=web     text: jsonl, jsonl.gz, jsonl.zst, parquet, txt, md, html; without FILES this machine's Python documentation
+  --kind=trace   agent traces: folders of `maxagent data generate`, or jsonl of trace records
+"""
+
+
+def add_parser(verbs: Any) -> None:
+  """Adds this verb to `maxagent data`."""
+  parser = verbs.add_parser(
+    "build", help=HELP, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  parser.add_argument("inputs", nargs="*", type=Path, metavar="FILES", help="files or folders, read in sorted order")
+  parser.add_argument("--kind", required=True, choices=("web", "trace"), help="what the files hold")
+  parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the shards")
+  parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer model; without it one is trained into DIR")
+  parser.add_argument("--vocab-size", type=int, default=2048, metavar="V", help="of a tokenizer trained here (default 2048)")
+  parser.add_argument("--text-field", default="text", metavar="NAME", help="field of jsonl and parquet records (default text)")
+  parser.add_argument(
+    "--byte-cap", type=int, default=12_000_000, metavar="N", help="of harvested documentation (default 12 MB)"
+  )
+  parser.add_argument(
+    "--streams", type=int, default=64, metavar="V", help="virtual streams; divides or is divided by the batch (default 64)"
+  )
+  parser.add_argument(
+    "--heldout", type=int, default=20, metavar="PERMILLE", help="documents held out, chosen by hash (default 20)"
+  )
+  parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+  """Builds and prints what was read, kept and left out."""
+  from maxagent.data.build import BuildOptions, build
+  from maxagent.tracking.progress import Counter
+
+  options = BuildOptions(
+    text_field=arguments.text_field,
+    heldout_per_mille=arguments.heldout,
+    streams=arguments.streams,
+    byte_cap=arguments.byte_cap,
+  )
+  tokenizer = _tokenizer(arguments)
+  with Counter("documents") as counter:
+    summary = build(
+      arguments.kind,
+      arguments.output,
+      arguments.inputs,
+      tokenizer=tokenizer,
+      options=options,
+      progress=lambda documents, tokens: counter.update(documents, None),
+    )
+  print("  ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in summary.counts.items()))
+  for name, split in (("train", summary.train), ("heldout", summary.heldout)):
+    print(f"{name:<8} {split.documents:,} documents, {split.tokens:,} tokens")
+  if summary.counts["rejected"]:
+    print(f"what was rejected, and why: {arguments.output / 'rejects.jsonl'}")
+  return 0
+
+
+def _tokenizer(arguments: argparse.Namespace) -> Tokenizer:
+  """The one named, or one trained on the inputs."""
+  from maxagent.cli.data_tokenizer import trace_texts, web_texts
+  from maxagent.tokenizer import Tokenizer, train
+
+  if arguments.tokenizer is not None:
+    return Tokenizer.load(arguments.tokenizer)
+  path = arguments.output / "tokenizer.model"
+  texts = web_texts(arguments.inputs, arguments.text_field) if arguments.kind == "web" else trace_texts(arguments.inputs)
+  print(f"training a tokenizer of {arguments.vocab_size} tokens: {path}")
+  return train(texts, path, vocab_size=arguments.vocab_size)

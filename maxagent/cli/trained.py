@@ -1,0 +1,50 @@
+"""A trained run, put back together from its workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from maxagent import config as configs
+from maxagent.checkpoint import restore_params
+from maxagent.config import Config
+from maxagent.errors import CheckpointError
+from maxagent.models import transformer
+from maxagent.parallel import Layout, make_mesh
+from maxagent.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+  """What evaluation and play need of a run."""
+
+  config: Config
+  layout: Layout
+  tokenizer: Tokenizer
+  params: Any
+  step: int
+
+
+def load_trained(workdir: Path, *, step: int | None = None) -> Trained:
+  """The run in `workdir` at `step`, or at its newest good checkpoint, on this machine's devices.
+
+  Raises:
+    CheckpointError: no run, or no good checkpoint, is there.
+  """
+  path = workdir / "config.json"
+  if not path.exists():
+    raise CheckpointError(f"{workdir} holds no run (config.json is absent); give the --workdir of a `maxagent train`.")
+  config = configs.from_json(path.read_text())
+  layout = Layout(make_mesh(config.mesh))
+  abstract = jax.tree.map(
+    lambda leaf, names: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(*names)),
+    transformer.abstract(config.model),
+    transformer.logical_axes(config.model),
+  )
+  restored = restore_params(workdir / "checkpoints", abstract, step)
+  return Trained(
+    config=config, layout=layout, tokenizer=Tokenizer.load(config.data.tokenizer), params=restored.state, step=restored.step
+  )

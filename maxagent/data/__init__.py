@@ -1,0 +1,1 @@
+"""Documents in, packed batches out, position resumable."""

@@ -1,0 +1,248 @@
+"""Sources to encoded shards: exact duplicates removed, held-out documents chosen by hash, everything counted.
+
+OUTPUT/train, OUTPUT/heldout   the splits (see shards)
+OUTPUT/rejects.jsonl           what was not read: {"origin", "reason", "undecodable"} per line
+OUTPUT/manifest.json           of a harvest: what was found, with a digest
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import xxhash
+
+from maxagent.data.encode import encode_texts, encode_traces
+from maxagent.data.harvest import BYTE_CAP, harvest
+from maxagent.data.shards import ShardIndex, ShardWriter
+from maxagent.data.source_items import PART_BYTES, Reject, SourceDocument, cut_text
+from maxagent.data.sources import Paths, SourceTrace, read_documents, read_traces
+from maxagent.errors import ConfigError, EmptySourceError, UndecodableError
+from maxagent.tokenizer import Tokenizer
+from maxagent.traces.schema import Trace
+
+KINDS = ("web", "trace")
+SPLITS = ("train", "heldout")
+# Texts handed to the tokenizer at once: enough to keep its threads busy, little enough to hold.
+_ENCODE_BYTES = 2 << 20
+Progress = Callable[[int, int], None]
+Item = SourceDocument | SourceTrace
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+  """How documents become shards."""
+
+  text_field: str = "text"  # of JSON lines and parquet
+  heldout_per_mille: int = 20  # documents kept from training: of 10 MB of text about 60k tokens, of 12k episodes 240
+  streams: int = 64  # virtual streams; they and the rows per step must divide one another
+  part_bytes: int = PART_BYTES  # a longer text is cut at paragraph ends
+  shard_tokens: int = 1 << 26  # a shard is closed at this size, about 130 MB
+  byte_cap: int = BYTE_CAP  # of a harvest
+
+  def __post_init__(self) -> None:
+    if not 0 <= self.heldout_per_mille < 1000:
+      raise ConfigError(f"heldout_per_mille is {self.heldout_per_mille}; expected 0 to 999 documents of a thousand.")
+    for name in ("streams", "part_bytes", "shard_tokens", "byte_cap"):
+      if getattr(self, name) < (4 if name == "part_bytes" else 1):
+        raise ConfigError(f"{name} is {getattr(self, name)}; expected a number above 0 (part_bytes: 4 or more).")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildSummary:
+  """What a build wrote."""
+
+  kind: str
+  output: str
+  train: ShardIndex
+  heldout: ShardIndex
+  counts: dict[str, int]
+
+
+def build(
+  kind: str,
+  output: str | os.PathLike[str],
+  inputs: Paths = (),
+  *,
+  tokenizer: Tokenizer,
+  options: BuildOptions | None = None,
+  progress: Progress | None = None,
+) -> BuildSummary:
+  """Encodes sources into OUTPUT/train and OUTPUT/heldout; an earlier build there is replaced.
+
+  Args:
+    kind: "web" (text) or "trace" (our stored traces).
+    output: the folder to write.
+    inputs: files and folders; for "web", none means the texts of this machine's Python (`harvest`).
+    tokenizer: whose ids are written.
+    options: see `BuildOptions`.
+    progress: called with (documents read, tokens written) now and then.
+
+  Raises:
+    ConfigError: an unknown kind, or traces without inputs.
+    EmptySourceError: no document remains.
+    UndecodableError: none remains, and undecodable bytes are among the reasons.
+  """
+  options = options or BuildOptions()
+  folder = pathlib.Path(output)
+  items = _items(kind, folder, inputs, options)
+  folder.mkdir(parents=True, exist_ok=True)
+  builder = _Builder(kind, folder, tokenizer, options)
+  with (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects:
+    for number, item in enumerate(items, 1):
+      reject = item if isinstance(item, Reject) else builder.add(item)
+      if reject is not None:
+        builder.counts["rejected"] += 1
+        builder.counts["undecodable"] += reject.undecodable
+        rejects.write(json.dumps(dataclasses.asdict(reject)) + "\n")
+      if progress is not None and number % 100 == 0:
+        progress(number, builder.tokens)
+    summary = builder.finish()
+  if progress is not None:
+    progress(summary.counts["read"], builder.tokens)
+  return summary
+
+
+def _items(kind: str, folder: pathlib.Path, inputs: Paths, options: BuildOptions) -> Iterable[Item | Reject]:
+  if kind not in KINDS:
+    raise ConfigError(f"kind is {kind!r}; expected {' or '.join(KINDS)}.")
+  if kind == "trace":
+    if not inputs:
+      raise ConfigError("kind is 'trace' and no input is named; give a folder that `maxagent data generate` wrote.")
+    return read_traces(inputs)
+  return read_documents(inputs, text_field=options.text_field) if inputs else _harvested(folder, options)
+
+
+def _harvested(folder: pathlib.Path, options: BuildOptions) -> Iterator[SourceDocument | Reject]:
+  harvested = harvest(options.byte_cap)
+  (folder / "manifest.json").write_text(json.dumps(harvested.manifest, indent=1), encoding="utf-8")
+  yield from harvested.items
+
+
+class _Builder:
+  """Accepts items one by one: counts, removes duplicates, chooses the split, encodes in batches."""
+
+  def __init__(self, kind: str, folder: pathlib.Path, tokenizer: Tokenizer, options: BuildOptions) -> None:
+    self.counts = collections.Counter(dict.fromkeys(("read", "duplicates", "rejected", "undecodable", "reserved_spellings"), 0))
+    self.tokens = 0
+    self._kind = kind
+    self._folder = folder
+    self._tokenizer = tokenizer
+    self._part_bytes = options.part_bytes
+    self._writers = {
+      split: ShardWriter(
+        folder / split, kind=kind, tokenizer_digest=tokenizer.digest, vocab_size=tokenizer.vocab_size, streams=options.streams,
+        shard_tokens=options.shard_tokens,
+      )
+      for split in SPLITS
+    }  # fmt: skip
+    self._holdout = _Holdout(options.heldout_per_mille)
+    self._seen: set[bytes] = set()
+    self._pending: list[tuple[Item, str]] = []
+    self._pending_bytes = 0
+
+  def add(self, item: Item) -> Reject | None:
+    """Takes a document; returns why not, if it is not taken."""
+    self.counts["read"] += 1
+    try:
+      key = _content(item).encode()
+    except UnicodeEncodeError as error:
+      return Reject(item.origin, f"a lone surrogate at character {error.start}, which is no Unicode", undecodable=True)
+    if not key.strip():
+      return Reject(item.origin, "empty")
+    digest = xxhash.xxh3_128_digest(key)
+    if digest in self._seen:
+      self.counts["duplicates"] += 1
+      return None
+    self._seen.add(digest)
+    group = item.group if isinstance(item, SourceDocument) else None
+    self._put(self._holdout.place(item, xxhash.xxh3_64_intdigest(group.encode() if group else key, seed=1)))
+    return None
+
+  def finish(self) -> BuildSummary:
+    """Writes what is pending, and the indices."""
+    self._put(self._holdout.rest())
+    self._encode()
+    if not self.tokens:
+      self._raise_empty()
+    counts = dict(self.counts)
+    train, heldout = (self._writers[split].close(counts) for split in SPLITS)
+    return BuildSummary(kind=self._kind, output=str(self._folder), train=train, heldout=heldout, counts=counts)
+
+  def _put(self, placed: Sequence[tuple[Item, str]]) -> None:
+    for item, split in placed:
+      text = _content(item)
+      self.counts["reserved_spellings"] += self._tokenizer.count_reserved_spellings(text)
+      self._pending.append((item, split))
+      self._pending_bytes += len(text)
+    if self._pending_bytes > _ENCODE_BYTES:
+      self._encode()
+
+  def _encode(self) -> None:
+    for split in SPLITS:
+      items = [item for item, where in self._pending if where == split]
+      traces = [item.trace for item in items if isinstance(item, SourceTrace)]
+      parts = [part for item in items if isinstance(item, SourceDocument) for part in cut_text(item.text, self._part_bytes)]
+      documents = encode_traces(traces, self._tokenizer) + encode_texts(parts, self._tokenizer)
+      sizes = [_trace_bytes(trace) for trace in traces] + [len(part.encode()) for part in parts]
+      for document, size in zip(documents, sizes, strict=True):
+        self._writers[split].add(document, size)
+        self.tokens += len(document)
+    self._pending.clear()
+    self._pending_bytes = 0
+
+  def _raise_empty(self) -> None:
+    counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
+    error = UndecodableError if self.counts["undecodable"] else EmptySourceError
+    raise error(f"no document remains for {self._folder} ({counts}); the reasons are in {self._folder / 'rejects.jsonl'}.")
+
+
+class _Holdout:
+  """Chooses held-out documents by hash; from two documents on, there is one at least."""
+
+  def __init__(self, per_mille: int) -> None:
+    self._per_mille = per_mille
+    self._trained = 0
+    # While nothing is held out, the document with the lowest hash so far waits here.
+    self._candidate: tuple[int, Item] | None = None
+    self._found = per_mille == 0
+
+  def place(self, item: Item, digest: int) -> list[tuple[Item, str]]:
+    """The documents whose split is now known."""
+    if digest % 1000 < self._per_mille:
+      self._found = True
+      return [*self._release(), (item, "heldout")]
+    if self._found or (self._candidate is not None and self._candidate[0] <= digest):
+      self._trained += 1
+      return [(item, "train")]
+    released = self._release()
+    self._candidate = (digest, item)
+    return released
+
+  def rest(self) -> list[tuple[Item, str]]:
+    """The document that still waits, at the end."""
+    if self._candidate is not None and self._trained and not self._found:
+      return [(self._candidate[1], "heldout")]
+    return self._release()
+
+  def _release(self) -> list[tuple[Item, str]]:
+    if self._candidate is None:
+      return []
+    item, self._candidate = self._candidate[1], None
+    self._trained += 1
+    return [(item, "train")]
+
+
+def _content(item: Item) -> str:
+  """What makes a document the same as another: the text; of a trace everything but its id."""
+  if isinstance(item, SourceDocument):
+    return item.text
+  return dataclasses.replace(item.trace, id="").to_json()
+
+
+def _trace_bytes(trace: Trace) -> int:
+  return sum(len(segment.text.encode()) + len((segment.args or "").encode()) for segment in trace.segments)

@@ -1,0 +1,104 @@
+"""Which source fills which row, computed alike by every process without communication.
+
+Row i belongs to virtual stream i mod V, V being `streams`; round b is the rows b V to b V + V - 1. A row goes to the source
+that the tokens of all rows before leave furthest behind its share. In every round the sources get a head start of up to half a
+row that follows the golden ratio: without it, two equal sources and an even V would give every stream one source only.
+
+The tokens before are exact: the lengths of all documents are known everywhere, so every process knows how full every row of
+every stream is. A schedule that knew only the mean fill wandered to 2.5 times the promise (two rows plus 0.1% at every prefix)
+on log-normal lengths with 64 streams, as the errors of the streams add up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from maxagent.errors import ConfigError
+
+# Shares are integers over 2**40, so that comparing them is exact and the same on every machine.
+_ONE = 1 << 40
+_GOLDEN = round(0.6180339887498949 * _ONE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+  """What the mixture must know of a source: its share of content tokens and how full its own documents make a row."""
+
+  name: str
+  share: float  # relative to the sum over the parts
+  splittable: bool  # its documents are cut to fill rows exactly
+  fill: float = 1.0  # mean share of a row's tokens that are the source's own; 1 when splittable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+  """Deals rows to sources. `filler` is the source whose text fills the gaps of rows, None where gaps are padding."""
+
+  streams: int
+  row_tokens: int
+  shares: tuple[int, ...]
+  filler: int | None
+
+  def plan_round(self, number: int, tokens: Sequence[int], own_tokens: Callable[[int, int], int]) -> list[int]:
+    """The source of each stream's row in round `number`.
+
+    Args:
+      number: the round, from 0.
+      tokens: content tokens of each source in all rows before the round.
+      own_tokens: (source, stream) to the tokens of that source that its next row in that stream holds.
+
+    Example, shares 1/2 and 1/2, 4 streams, source 0 filling its rows to 3/4 and source 1 the rest: [0, 1, 0, 0].
+    """
+    totals = list(tokens)
+    starts = self._head_starts(number)
+    sources = []
+    for stream in range(self.streams):
+      source = self._furthest_behind(totals, starts)
+      own = own_tokens(source, stream)
+      totals[source] += own
+      if self.filler is not None:
+        totals[self.filler] += self.row_tokens - own
+      sources.append(source)
+    return sources
+
+  def _head_starts(self, number: int) -> list[int]:
+    turns = [number * (source + 1) * _GOLDEN % _ONE for source in range(len(self.shares))]
+    return [self.row_tokens * (turn - _ONE // 2) for turn in turns]
+
+  def _furthest_behind(self, totals: Sequence[int], starts: Sequence[int]) -> int:
+    after = sum(totals) + self.row_tokens
+    lacks = [share * after - total * _ONE + start for share, total, start in zip(self.shares, totals, starts, strict=True)]
+    return lacks.index(max(lacks))
+
+
+def make_mixture(parts: Sequence[Part], *, streams: int, row_tokens: int) -> Mixture:
+  """The mixture of the parts, in their order; the first splittable part by name fills the gaps.
+
+  Raises:
+    ConfigError: the unsplittable parts leave more gaps than the filler's share.
+  """
+  total = math.fsum(part.share for part in parts)
+  shares = [part.share / total for part in parts]
+  splittable = [i for i, part in enumerate(parts) if part.splittable]
+  filler = min(splittable, key=lambda i: parts[i].name) if splittable else None
+  if filler is not None:
+    _check_reachable(parts, shares, filler)
+  return Mixture(streams=streams, row_tokens=row_tokens, shares=tuple(round(share * _ONE) for share in shares), filler=filler)
+
+
+def _check_reachable(parts: Sequence[Part], shares: Sequence[float], filler: int) -> None:
+  """A source takes share/fill of the rows; the filler's gaps are too many if that is more than the other text leaves."""
+  packed = [(share, part) for share, part in zip(shares, parts, strict=True) if not part.splittable]
+  others = math.fsum(share for i, share in enumerate(shares) if parts[i].splittable and i != filler)
+  asked = math.fsum(share for share, _ in packed)
+  rows = math.fsum(share / part.fill for share, part in packed)
+  if rows <= 1 - others:
+    return
+  names = ", ".join(part.name for _, part in packed)
+  raise ConfigError(
+    f"data.sources: {names} are asked to be {asked:.1%} of the tokens, but whole traces leave gaps that "
+    f"{parts[filler].name} must fill, so at most {asked * (1 - others) / rows:.1%} is reachable with these rows. "
+    "Lower that share, or raise data.sequence_tokens or data.packing_window."
+  )

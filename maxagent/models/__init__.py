@@ -1,0 +1,1 @@
+"""Tokens in, hidden states and logits out; knows nothing of data or loss."""

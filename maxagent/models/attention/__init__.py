@@ -1,0 +1,5 @@
+"""Attention behind one contract: `contract.attention` is what layers call, a backend is what computes it."""
+
+from maxagent.models.attention.contract import BACKENDS, attention
+
+__all__ = ["BACKENDS", "attention"]

@@ -1,0 +1,89 @@
+"""The one attention call, its backends by name, and the mesh around them.
+
+B batch, T query length, S key length, N query heads, K key/value heads, H head size. N is a multiple of K: query head n reads
+key head n // (N / K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from maxagent.errors import ConfigError
+from maxagent.models.attention.xla import xla_attention
+from maxagent.models.masks import Mask
+from maxagent.parallel.rules import Layout, mesh_axes, spec
+
+
+class Backend(Protocol):
+  """Exact attention over what one device holds; a row that sees nothing gives zeros, in values and gradients.
+
+  Queries and keys are one sequence; query 0 is that sequence's number `q_start` (not 0 where the length is cut along the mesh).
+  """
+
+  def __call__(
+    self,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    *,
+    mask: Mask,
+    q_start: int | Int[Array, ""],
+    block_tokens: int,
+  ) -> Float[Array, "B T N H"]: ...
+
+
+BACKENDS: Mapping[str, Backend] = MappingProxyType({"xla": xla_attention})
+
+
+def backend_named(name: str) -> Backend:
+  """The backend registered under `name`; the error lists those that are."""
+  if name not in BACKENDS:
+    raise ConfigError(f"model.attention is {name!r}; registered backends are {', '.join(sorted(BACKENDS))}.")
+  return BACKENDS[name]
+
+
+def attention(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B T K H"],
+  v: Float[Array, "B T K H"],
+  *,
+  mask: Mask,
+  backend: str,
+  block_tokens: int,
+  layout: Layout,
+) -> Float[Array, "B T N H"]:
+  """Softmax attention of a sequence over itself, scaled by 1/sqrt(H); float32 softmax, `q`'s dtype out.
+
+  On a mesh every device computes its own rows, heads and queries; keys and values are gathered along the length.
+  """
+  attend = backend_named(backend)
+  if layout.mesh is None:
+    return attend(q, k, v, mask=mask, q_start=0, block_tokens=block_tokens)
+  return _on_mesh(attend, block_tokens, layout)(q, k, v, mask)
+
+
+def _on_mesh(attend: Backend, block_tokens: int, layout: Layout):  # type: ignore[no-untyped-def]
+  length_axes = tuple(axis for axis in mesh_axes("length") if layout.mesh.shape[axis] > 1)
+
+  def gathered(x: Array) -> Array:
+    return jax.lax.all_gather(x, length_axes, axis=1, tiled=True) if length_axes else x
+
+  def local(q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    whole = Mask(
+      mask.q_segments, gathered(mask.kv_segments), mask.q_positions, gathered(mask.kv_positions), mask.window
+    )  # fmt: skip
+    q_start = jax.lax.axis_index(length_axes) * q.shape[1] if length_axes else 0
+    return attend(q, gathered(k), gathered(v), mask=whole, q_start=q_start, block_tokens=block_tokens)
+
+  queries, keys = spec("batch", "length", "heads", "head"), spec("batch", "length", "kv_heads", "head")
+  ids: PartitionSpec = spec("batch", "length")
+  # check_vma off: the backend's custom gradient fixes its own types, and a Pallas call would carry none.
+  return jax.shard_map(
+    local, mesh=layout.mesh, in_specs=(queries, keys, keys, ids), out_specs=queries, check_vma=False
+  )  # fmt: skip

@@ -1,0 +1,153 @@
+"""The decoder: embedding, prefix + repeats x pattern + suffix layers, final norm. B batch, T length, D model, V vocabulary.
+
+Parameters are plain nested dicts of float32 arrays:
+
+    embedding   {table [V, D], head [D, V] when untied}
+    prefix      {"0": layer, "1": layer, ...}
+    pattern     {"0": layer, ...} every leaf stacked over the repeats on axis 0, for lax.scan
+    suffix      {"0": layer, ...}
+    final_norm  {scale [D]}
+
+A part without layers is left out. The modules define the layers; they are split once per configuration and put together again
+around slices of these dicts, so that nothing of Flax lives in a checkpoint or in the hot loop.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from maxagent.config.schema import Model
+from maxagent.models.attention import attention
+from maxagent.models.block import Attend, Block
+from maxagent.models.definition import Definition, define, plain
+from maxagent.models.embed import Embedding
+from maxagent.models.masks import Mask
+from maxagent.models.norm import RMSNorm
+from maxagent.models.rope import Rotation, rotation
+from maxagent.parallel.rules import Layout
+
+Params = dict[str, Any]
+# What a block's backward pass does not compute a second time: attention's result is as wide as the residual stream, and costs most.
+SAVED_NAMES = ("attention_out", "attention_lse")
+
+
+def init(config: Model, key: Array) -> Params:
+  """First values of all parameters. The same on every mesh: a layer's key depends on its place in the network alone."""
+  ends_key, layers_key = jax.random.split(key)
+
+  def layer(kind: str, place: int | Array) -> Params:
+    return plain(Block(config, kind, key=jax.random.fold_in(layers_key, place)))
+
+  def stacked(offset: int) -> Params:
+    places = len(config.prefix) + offset + len(config.pattern) * jnp.arange(config.repeats)
+    return jax.vmap(functools.partial(layer, config.pattern[offset]))(places)
+
+  suffix_start = len(config.layers) - len(config.suffix)
+  params = {
+    "embedding": plain(Embedding(config, key=ends_key)),
+    "prefix": {str(i): layer(kind, i) for i, kind in enumerate(config.prefix)},
+    "pattern": {str(i): stacked(i) for i in range(len(config.pattern)) if config.repeats},
+    "suffix": {str(i): layer(kind, suffix_start + i) for i, kind in enumerate(config.suffix)},
+    "final_norm": plain(RMSNorm(config.hidden_size, config.norm_epsilon)),
+  }
+  return {name: part for name, part in params.items() if part}
+
+
+def abstract(config: Model) -> Params:
+  """Shapes and dtypes of `init`'s result, without computing it."""
+  return jax.eval_shape(functools.partial(init, config), jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def logical_axes(config: Model) -> Params:
+  """The logical name of every dimension of every parameter, in `init`'s structure."""
+  ends = {"embedding": _embedding(config).axes, "final_norm": _final_norm(config).axes}
+
+  def layers(kinds: tuple[str, ...]) -> Params:
+    return {str(i): _block(config, kind).axes for i, kind in enumerate(kinds)}
+
+  pattern = jax.tree.map(lambda axes: ("layers", *axes), layers(config.pattern), is_leaf=lambda x: isinstance(x, tuple))
+  parts = {"prefix": layers(config.prefix), "pattern": pattern if config.repeats else {}, "suffix": layers(config.suffix)}
+  return ends | {name: part for name, part in parts.items() if part}
+
+
+def hidden_states(
+  params: Params,
+  tokens_BT: Int[Array, "B T"],
+  *,
+  segments_BT: Int[Array, "B T"],
+  positions_BT: Int[Array, "B T"],
+  config: Model,
+  layout: Layout,
+) -> Float[Array, "B T D"]:
+  """The stream after the last layer and the final norm, in the compute dtype."""
+  x_BTD = _embedding(config).merge(params["embedding"])(tokens_BT, jnp.dtype(config.compute_dtype), layout)
+  angles = rotation(positions_BT, config.head_size, config.rope_theta)
+
+  def apply(x_BTD: Array, layers: Params, kinds: tuple[str, ...]) -> Array:
+    for i, kind in enumerate(kinds):
+      mask = Mask.within(segments_BT, positions_BT, window_of(config, kind))
+      attend = _self_attention(mask, config, layout)
+      x_BTD, _ = _block(config, kind).merge(layers[str(i)])(x_BTD, angles=angles, attend=attend, layout=layout)
+    return x_BTD
+
+  x_BTD = through_layers(x_BTD, params, apply, config)
+  return _final_norm(config).merge(params["final_norm"])(x_BTD)
+
+
+def head(params: Params, config: Model) -> Float[Array, "D V"]:
+  """The matrix from hidden states to logits, float32: the embedding transposed when tied."""
+  return _embedding(config).merge(params["embedding"]).output_matrix()
+
+
+def window_of(config: Model, kind: str) -> int | None:
+  """How many positions, itself included, a token of such a layer sees (None: all before it)."""
+  return config.window_tokens if kind == "local" else None
+
+
+def through_layers(x_BTD: Array, params: Params, apply: Callable[..., Array], config: Model) -> Array:
+  """`apply(x, layers, kinds)` over the prefix, each repeat of the pattern (scanned) and the suffix, recomputed as asked."""
+  def step(kinds: tuple[str, ...]) -> Callable[[Array, Params], Array]:
+    run = functools.partial(apply, kinds=kinds)
+    return run if config.remat == "none" else jax.checkpoint(run, policy=_saved())
+
+  for i, kind in enumerate(config.prefix):
+    x_BTD = step((kind,))(x_BTD, {"0": params["prefix"][str(i)]})
+  if config.repeats:
+    repeat = step(config.pattern)
+    x_BTD, _ = jax.lax.scan(lambda x, layers: (repeat(x, layers), None), x_BTD, params["pattern"])
+  for i, kind in enumerate(config.suffix):
+    x_BTD = step((kind,))(x_BTD, {"0": params["suffix"][str(i)]})
+  return x_BTD
+
+
+def _saved():  # type: ignore[no-untyped-def]
+  return jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+
+
+def _self_attention(mask: Mask, config: Model, layout: Layout) -> Attend:
+  def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+    block = config.attention_block_tokens
+    return attention(q, k, v, mask=mask, backend=config.attention, block_tokens=block, layout=layout), None
+
+  return attend
+
+
+@functools.lru_cache(maxsize=None)
+def _block(config: Model, kind: str) -> Definition:
+  return define(lambda key: Block(config, kind, key=key))
+
+
+@functools.lru_cache(maxsize=None)
+def _embedding(config: Model) -> Definition:
+  return define(lambda key: Embedding(config, key=key))
+
+
+@functools.lru_cache(maxsize=None)
+def _final_norm(config: Model) -> Definition:
+  return define(lambda key: RMSNorm(config.hidden_size, config.norm_epsilon))

@@ -1,0 +1,1 @@
+"""Hidden states and roles in, scalar loss out."""

@@ -1,0 +1,1 @@
+"""What an agent did: segments, roles, statuses, reserved names; typed text out of it."""

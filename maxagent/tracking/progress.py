@@ -1,0 +1,64 @@
+"""A progress bar for a terminal, a line now and then for a log file."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+LOG_EVERY_SECONDS = 15.0
+
+
+class Progress:
+  """Shows step, loss, tokens per second and the time left."""
+
+  def __init__(self, steps: int, *, start: int = 0, tokens_per_step: int = 0, console: Console | None = None) -> None:
+    self._console = console or Console()
+    self._steps, self._start, self._tokens_per_step = steps, start, tokens_per_step
+    self._began = self._logged = time.monotonic()
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn()]
+    self._bar = RichProgress(*columns, console=self._console, disable=not self._console.is_terminal)
+    self._task = self._bar.add_task("train", total=steps, completed=start, state="compiling")
+
+  def __enter__(self) -> Self:
+    self._bar.start()
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    self._bar.stop()
+
+  def update(self, step: int, loss: float) -> None:
+    """The step that has just been recorded and its loss in nats."""
+    now = time.monotonic()
+    rate = (step - self._start) / max(now - self._began, 1e-9)
+    state = f"loss {loss:.3f}  {rate * self._tokens_per_step:,.0f} tokens/s"
+    self._bar.update(self._task, completed=step, state=state)
+    if not self._console.is_terminal and (now - self._logged > LOG_EVERY_SECONDS or step == self._steps):
+      self._logged = now
+      left = (self._steps - step) / max(rate, 1e-9)
+      print(f"step {step}/{self._steps}  {state}  {left:.0f} s left", flush=True)
+
+
+class Counter:
+  """How many of something are done, in a terminal only: `update(done, total)`."""
+
+  def __init__(self, unit: str, *, console: Console | None = None) -> None:
+    console = console or Console()
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    self._bar = RichProgress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    self._task = self._bar.add_task(unit, total=None)
+
+  def __enter__(self) -> Self:
+    self._bar.start()
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    self._bar.stop()
+
+  def update(self, done: int, total: int | None) -> None:
+    """Moves the bar; `total=None` where the end is not known."""
+    self._bar.update(self._task, completed=done, total=total)

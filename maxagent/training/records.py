@@ -1,0 +1,76 @@
+"""What one step's metrics become: a flat record of numbers, on disk and on the progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+from maxagent.config import Config
+from maxagent.errors import NonFiniteError
+from maxagent.objectives.combine import named_losses
+from maxagent.tracking.ledger import Ledger
+from maxagent.tracking.progress import Progress
+from maxagent.tracking.writers import MetricsWriter
+from maxagent.training.step import StepMetrics
+
+Record = dict[str, float]
+
+
+class Recorder:
+  """Fetches the metrics of a finished step, names them and writes them; one record per step."""
+
+  def __init__(self, config: Config, *, writer: MetricsWriter, ledger: Ledger, start: int) -> None:
+    self._config, self._writer, self._ledger = config, writer, ledger
+    self._sources = tuple(source.name for source in config.data.sources)
+    self._progress = Progress(config.training.steps, start=start, tokens_per_step=config.tokens_per_step)
+    self._fetched_at = time.monotonic()
+
+  def __enter__(self) -> Self:
+    self._progress.__enter__()
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    self._progress.__exit__(kind, error, trace)
+    self._writer.close()
+
+  def fetch(self, step: int, metrics: StepMetrics) -> Record:
+    """The numbers of `step`; waits until the mesh has computed them.
+
+    Raises:
+      NonFiniteError: its loss or gradient is not a number.
+    """
+    values, data = jax.device_get(metrics), self._config.data
+    loss, grad_norm, sums = float(values["loss"]), float(values["grad_norm"]), values["sums"]
+    if not values["finite"]:
+      last = step * data.global_batch - 1
+      raise NonFiniteError(
+        f"step {step}: loss {loss}, gradient norm {grad_norm}, on rows {last - data.global_batch + 1} to {last} of the data stream. "
+        "Nothing was updated, and the last checkpoint is from before it. Lower optimizer.learning_rate, or look at the rows with "
+        f"`maxagent data inspect --step={step}`."
+      )
+    now = time.monotonic()
+    seconds, self._fetched_at = now - self._fetched_at, now
+    record = {
+      "train/loss": loss,
+      "train/grad_norm": grad_norm,
+      "train/learning_rate": float(values["learning_rate"]),
+      "train/tokens_per_second": self._config.tokens_per_step / max(seconds, 1e-9),
+      "train/supervised_tokens": float(sums.supervised),
+    }
+    return record | named_losses(sums, self._sources, prefix="train/loss")
+
+  def write(self, step: int, record: Record) -> None:
+    """Appends the record of `step` and moves the bar."""
+    tokens = step * self._config.tokens_per_step
+    self._writer.write(step, record, tokens=tokens, seconds=self._ledger.wall_seconds)
+    self._progress.update(step, record["train/loss"])
+
+
+def mixture_metrics(report: Mapping[str, Any]) -> Record:
+  """The data pipeline's report, named: mixture/asked/<source>, mixture/realised/<source>, mixture/fill and the like."""
+  nested = {f"mixture/{name}/{source}": float(n) for name in ("asked", "realised", "epochs", "quarantined") for source, n in report[name].items()}
+  return nested | {"mixture/fill": float(report["fill"])}

@@ -1,0 +1,71 @@
+"""What every test runs under: an 8-device CPU mesh, strict ranks, checked shapes, one compile cache, no network."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import pathlib
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import pytest
+from jaxtyping import install_import_hook  # it loads jax only when asked for an array type
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Set before the first import of jax, and in the environment, so that the processes that tests start inherit them.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Eight devices share a few cores: a collective may wait long for the last of them, and XLA ends a process that waits too long.
+os.environ["XLA_FLAGS"] = (
+  "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=600 "
+  "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300"
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+# Shapes in signatures are checked at trace time; the hook must stand before the first import of these packages.
+install_import_hook(["maxagent.models", "maxagent.objectives", "maxagent_kernels"], "beartype.beartype")
+
+# The first example of a property may compile, and other tests share the cores: time is no property of the code here.
+hypothesis.settings.register_profile(
+  "maxagent", parent=hypothesis.settings.get_profile("ci" if os.environ.get("CI") else "default"), deadline=None
+)
+hypothesis.settings.load_profile("maxagent")
+
+
+class NetworkBlockedError(RuntimeError):
+  """A test tried to reach another machine."""
+
+
+def _is_here(address: object) -> bool:
+  """Whether a socket address is a path, or names this machine."""
+  if not isinstance(address, tuple):
+    return True
+  host = address[0]
+  if host in ("", "localhost", None):
+    return True
+  try:
+    return ipaddress.ip_address(host).is_loopback or ipaddress.ip_address(host).is_unspecified
+  except ValueError:
+    return host == socket.gethostname()
+
+
+def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+  def connect(self: socket.socket, address: object) -> object:
+    if not _is_here(address):
+      raise NetworkBlockedError(f"a test connects to {address!r}; tests reach nothing but this machine.")
+    return method(self, address)
+
+  return connect
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Any:
+  """Python's sockets connect to this machine only."""
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("connect", "connect_ex"):
+      patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
+    yield

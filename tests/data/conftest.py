@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import itertools
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from maxagent.config.schema import Data, Source
+from maxagent.data.shards import Document, ShardWriter
+from maxagent.tokenizer import Tokenizer, train
+from maxagent.traces.schema import Role, Segment, Status, Trace
+
+DIGEST = "0123456789abcdef" * 2
+MakeSource = Callable[..., Source]
+MakeData = Callable[..., Data]
+
+
+@pytest.fixture(scope="session")
+def make_source(tmp_path_factory: pytest.TempPathFactory) -> MakeSource:
+  """Writes a source whose documents have the given lengths. Ids count up and never repeat, so a token names its document."""
+  ids = itertools.count(1)
+
+  def document(length: int, kind: str) -> Document:
+    roles = np.full(length, Role.WEB if kind == "web" else Role.OBS, np.uint8)
+    roles[[0, -1]] = Role.MARKER
+    statuses = np.full(length, Status.NA if kind == "web" else Status.OK, np.uint8)
+    return Document(np.array([next(ids) for _ in range(length)], np.int32), roles, statuses, np.zeros(length, np.uint8))
+
+  def make(name: str, lengths: Sequence[int], *, kind: str = "web", streams: int = 4, share: float = 1.0) -> Source:
+    folder = tmp_path_factory.mktemp(name)
+    for split in ("train", "heldout"):
+      writer = ShardWriter(
+        folder / split, kind=kind, tokenizer_digest=DIGEST, vocab_size=1 << 30, streams=streams, shard_tokens=1000
+      )  # fmt: skip
+      for length in lengths:
+        writer.add(document(length, kind), 3 * length)
+      writer.close({"duplicates": 0})
+    return Source(name=name, path=str(folder), share=share)
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def make_data() -> MakeData:
+  def make(*sources: Source, **fields: object) -> Data:
+    defaults: dict[str, object] = {"sequence_tokens": 32, "global_batch": 4, "packing_window": 8}
+    return Data(sources=sources, **(defaults | fields))  # type: ignore[arg-type]
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def digest() -> str:
+  return DIGEST
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+  texts = ["the quick brown fox jumps over the lazy dog " * 3 + str(n) for n in range(50)]
+  return train(texts, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model", vocab_size=360)
+
+
+@pytest.fixture(scope="session")
+def make_trace() -> Callable[..., Trace]:
+  def make(number: int, answer: str = "fox") -> Trace:
+    segments = (
+      Segment(role="goal", text=f"find number {number}"),
+      Segment(role="call", text="get", args='{"k":1}', status="err", step=1),
+      Segment(role="obs", text="no key", status="err", step=1),
+      Segment(role="back", text=""),
+      Segment(role="answer", text=answer),
+    )
+    return Trace(id=str(number), family="kv", segments=segments, outcome="ok")
+
+  return make
+
+
+@pytest.fixture
+def write_traces(tmp_path: pathlib.Path) -> Callable[[Sequence[Trace]], pathlib.Path]:
+  def write(traces: Sequence[Trace]) -> pathlib.Path:
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(trace.to_json() + "\n" for trace in traces), encoding="utf-8")
+    return path
+
+  return write

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maxagent.data.mixture import Mixture, Part, make_mixture
+from maxagent.data.packing import mean_fill, pack_window
+from maxagent.errors import ConfigError
+
+ROW = 512
+
+
+def text(name: str, share: float) -> Part:
+  return Part(name=name, share=share, splittable=True)
+
+
+def traces(name: str, share: float, fill: float = 0.95) -> Part:
+  return Part(name=name, share=share, splittable=False, fill=fill)
+
+
+def share_errors(mixture: Mixture, rounds: int, own_tokens: object) -> np.ndarray:
+  """Rows by which each source is ahead of its share after every row."""
+  totals = [0] * len(mixture.shares)
+  errors = []
+  shares = np.array(mixture.shares) / (1 << 40)
+  for number in range(rounds):
+    before = list(totals)
+    row_tokens: dict[int, int] = {}
+
+    def own(source: int, stream: int, row_tokens: dict[int, int] = row_tokens) -> int:
+      row_tokens[stream] = own_tokens(source, stream)  # type: ignore[operator]
+      return row_tokens[stream]
+
+    for stream, source in enumerate(mixture.plan_round(number, before, own)):
+      totals[source] += row_tokens[stream]
+      if mixture.filler is not None:
+        totals[mixture.filler] += mixture.row_tokens - row_tokens[stream]
+      errors.append((np.array(totals) - shares * sum(totals)) / mixture.row_tokens)
+  return np.array(errors)
+
+
+def assert_within_promise(errors: np.ndarray) -> None:
+  rows = np.arange(1, len(errors) + 1)
+  assert (np.abs(errors).max(axis=1) <= 2 + 0.001 * rows).all()
+
+
+@given(st.lists(st.floats(0.05, 1), min_size=1, max_size=4), st.sampled_from([1, 3, 8, 64]))
+@settings(deadline=None, max_examples=40)
+def test_whole_rows_keep_every_share_within_two_rows_at_every_prefix(shares: list[float], streams: int) -> None:
+  mixture = make_mixture([text(f"s{i}", share) for i, share in enumerate(shares)], streams=streams, row_tokens=ROW)
+  assert np.abs(share_errors(mixture, 1 + 500 // streams, lambda source, stream: ROW)).max() <= 2
+
+
+@pytest.mark.parametrize("streams", [8, 64, 256])
+@pytest.mark.parametrize(("median", "sigma"), [(0.3, 0.8), (0.35, 0.1), (1.2, 0.8)])
+def test_log_normal_traces_keep_the_realised_share_within_the_promise_at_every_prefix(
+  streams: int, median: float, sigma: float
+) -> None:
+  rng = np.random.default_rng(streams)
+
+  def window() -> list[int]:
+    return np.maximum(2, rng.lognormal(np.log(median * ROW), sigma, 64)).astype(int).tolist()
+
+  fill = mean_fill([window() for _ in range(64)], ROW)
+  rows: dict[int, list[int]] = collections.defaultdict(list)
+
+  def own_tokens(source: int, stream: int) -> int:
+    if source == 1:
+      return ROW
+    if not rows[stream]:
+      rows[stream] = [sum(map(len, row)) for row in reversed(pack_window(window(), ROW))]
+    return rows[stream].pop()
+
+  mixture = make_mixture([traces("t", 0.5, fill), text("w", 0.5)], streams=streams, row_tokens=ROW)
+  assert_within_promise(share_errors(mixture, 4000 // streams, own_tokens))
+
+
+@pytest.mark.parametrize("shares", [(1, 1), (1, 3), (1, 1, 2)])
+def test_every_stream_meets_every_source_about_its_share_of_rounds(shares: tuple[float, ...]) -> None:
+  mixture = make_mixture([text(f"s{i}", share) for i, share in enumerate(shares)], streams=4, row_tokens=ROW)
+  counts = np.zeros((4, len(shares)))
+  totals = [0] * len(shares)
+  for number in range(1000):
+    for stream, source in enumerate(mixture.plan_round(number, totals, lambda source, stream: ROW)):
+      counts[stream, source] += 1
+      totals[source] += ROW
+  asked = np.array(shares) / sum(shares)
+  assert np.abs(counts / 1000 - asked).max() < 0.05
+
+
+def test_the_example_of_the_docstring_holds() -> None:
+  mixture = make_mixture([traces("t", 1, 0.75), text("w", 1)], streams=4, row_tokens=4)
+  assert mixture.plan_round(0, [0, 0], lambda source, stream: 3 if source == 0 else 4) == [1, 0, 0, 1]
+
+
+def test_a_share_that_gaps_make_unreachable_names_the_largest() -> None:
+  with pytest.raises(ConfigError, match=r"t are asked to be 97\.0%.*w must fill.*at most 93\.0%"):
+    make_mixture([traces("t", 97, 0.93), text("w", 3)], streams=4, row_tokens=ROW)
+  make_mixture([traces("t", 92.9, 0.93), text("w", 7.1)], streams=4, row_tokens=ROW)
+
+
+def test_traces_alone_need_no_filler() -> None:
+  assert make_mixture([traces("t", 1)], streams=4, row_tokens=ROW).filler is None
+
+
+def test_the_first_text_by_name_fills_the_gaps() -> None:
+  assert make_mixture([text("b", 1), text("a", 1), traces("t", 1)], streams=4, row_tokens=ROW).filler == 1

@@ -1,0 +1,43 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maxagent.config import Objective
+from maxagent.errors import ConfigError
+from maxagent.objectives.weights import token_weights, weight_table
+from maxagent.traces.schema import Flag, Role, Status
+
+
+def _weights(objective: Objective, roles: list[int], statuses: list[int], flags: list[int]) -> np.ndarray:
+  row = [jnp.asarray([ids], jnp.uint8) for ids in (roles, statuses, flags)]
+  return np.asarray(token_weights(*row, weight_table(objective)))[0]
+
+
+def test_pretraining_weighs_the_context_little_and_failed_calls_fully():
+  roles = [Role.WEB, Role.TOOLS, Role.CALL, Role.CALL, Role.ARGS, Role.OBS, Role.MARKER, Role.PAD]
+  statuses = [Status.NA, Status.NA, Status.OK, Status.ERR, Status.ERR, Status.ERR, Status.NA, Status.NA]
+  np.testing.assert_allclose(_weights(Objective(), roles, statuses, [0] * 8), [1, 0.1, 1, 1, 1, 1, 1, 0], rtol=1e-6)
+
+
+def test_mid_training_masks_failed_calls_and_the_context():
+  roles = [Role.WEB, Role.TOOLS, Role.CALL, Role.CALL, Role.ARGS, Role.OBS, Role.MARKER, Role.BACK]
+  statuses = [Status.NA, Status.NA, Status.OK, Status.ERR, Status.ERR, Status.ERR, Status.NA, Status.NA]
+  expected = [1, 0, 1, 0, 0, 0.1, 0.1, 1]
+  np.testing.assert_allclose(_weights(Objective(phase="midtrain"), roles, statuses, [0] * 8), expected, rtol=1e-6)
+
+
+def test_an_override_of_a_status_wins_over_one_of_its_role():
+  objective = Objective(overrides=(("call.err", 0.0), ("call", 0.5)))
+  weights = _weights(objective, [Role.CALL] * 3, [Status.NA, Status.OK, Status.ERR], [0, 0, 0])
+  np.testing.assert_allclose(weights, [0.5, 0.5, 0])
+
+
+def test_flags_decide_over_roles_and_padding_over_everything():
+  roles = [Role.TOOLS, Role.CALL, Role.CALL, Role.CALL, Role.PAD]
+  flags = [Flag.HOLE, Flag.MUTED, Flag.ADDED, Flag.HOLE | Flag.MUTED, Flag.HOLE]
+  np.testing.assert_allclose(_weights(Objective(), roles, [0] * 5, list(flags)), [1, 0, 0, 0, 0])
+
+
+def test_a_mistyped_override_names_the_nearest_key():
+  with pytest.raises(ConfigError, match="Did you mean 'call.err'"):
+    weight_table(Objective(overrides=(("call.error", 0.0),)))

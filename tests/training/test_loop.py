@@ -1,0 +1,126 @@
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maxagent.config import Checkpoint, Config, Data, Evaluation, Mesh, Model, Schedule, Source, Training
+from maxagent.errors import NonFiniteError, TokenizerMismatchError, WorkdirMismatchError
+from maxagent.parallel import Layout, make_mesh
+from maxagent.tracking.writers import read_metrics
+from maxagent.training.loop import Outcome, train
+
+TIMES = ("seconds", "train/tokens_per_second")
+
+
+@pytest.fixture
+def small_run(small_data: Path) -> Config:
+  return Config(
+    name="small",
+    model=Model(
+      vocab_size=512, hidden_size=16, mlp_size=32, heads=2, kv_heads=2, head_size=8, pattern=("local", "global"),
+      window_tokens=32, compute_dtype="float32",
+    ),
+    mesh=Mesh(fsdp=2),
+    data=Data(
+      tokenizer=str(small_data / "tokenizer.model"),
+      sources=tuple(Source(name=name, path=str(small_data / name)) for name in ("trace", "web")),
+      sequence_tokens=64,
+      global_batch=8,
+    ),
+    schedule=Schedule(warmup_steps=2),
+    training=Training(steps=8),
+    checkpoint=Checkpoint(every_steps=2, keep=2),
+    evaluation=Evaluation(every_steps=4, batches=1),
+  )  # fmt: skip
+
+
+class _Crash(Exception):
+  """Stands for a process that dies in the middle of step 6."""
+
+
+def _run(config: Config, workdir: Path, **options: Any) -> Outcome:
+  return train(config, workdir, layout=Layout(make_mesh(config.mesh)), **options)
+
+
+def _records(workdir: Path) -> list[dict[str, Any]]:
+  return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(workdir / "metrics.jsonl")]
+
+
+def test_a_run_that_died_goes_on_as_if_nothing_had_happened(small_run: Config, tmp_path: Path):
+  def crash_at_six(params: Any, step: int) -> dict[str, float]:
+    if step == 6:
+      raise _Crash
+    return {}
+
+  whole, broken = tmp_path / "whole", tmp_path / "broken"
+  _run(small_run, whole)
+  often = dataclasses.replace(small_run, evaluation=dataclasses.replace(small_run.evaluation, every_steps=1))
+  with pytest.raises(_Crash):
+    _run(often, broken, evaluate=crash_at_six)
+  assert _run(small_run, broken).step == 8
+  assert _records(broken) == _records(whole)  # every step once, every number to the last bit
+  assert [record["step"] for record in _records(broken)] == list(range(1, 9))
+
+
+def test_sigterm_saves_the_step_and_the_next_call_goes_on(small_run: Config, tmp_path: Path):
+  def terminate_at_three(params: Any, step: int) -> dict[str, float]:
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return {}
+
+  often = dataclasses.replace(small_run, evaluation=dataclasses.replace(small_run.evaluation, every_steps=1))
+  outcome = _run(often, tmp_path, evaluate=terminate_at_three)
+  assert outcome.preempted and outcome.step in (3, 4)
+  assert (tmp_path / "checkpoints" / str(outcome.step)).is_dir()
+  assert not _run(small_run, tmp_path).preempted
+  assert [record["step"] for record in _records(tmp_path)] == list(range(1, 9))
+
+
+def test_another_mesh_goes_on_with_the_same_data_and_nearly_the_same_losses(small_run: Config, tmp_path: Path):
+  def crash_at_eight(params: Any, step: int) -> dict[str, float]:
+    if step == 8:
+      raise _Crash
+    return {}
+
+  whole, moved = tmp_path / "whole", tmp_path / "moved"
+  _run(small_run, whole)
+  with pytest.raises(_Crash):
+    _run(dataclasses.replace(small_run, checkpoint=Checkpoint(every_steps=4)), moved, evaluate=crash_at_eight)
+  _run(dataclasses.replace(small_run, mesh=Mesh(data=1, fsdp=2, context=2, tensor=2)), moved)
+  for ours, theirs in zip(_records(moved), _records(whole), strict=True):
+    assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-5)
+    assert ours["train/supervised_tokens"] == theirs["train/supervised_tokens"]
+
+
+def test_a_workdir_with_another_run_is_refused_and_the_fields_are_named(small_run: Config, tmp_path: Path):
+  _run(dataclasses.replace(small_run, training=Training(steps=2)), tmp_path)
+  with pytest.raises(WorkdirMismatchError, match=r"training\.steps: 2 != 8"):
+    _run(small_run, tmp_path)
+
+
+def test_a_tokenizer_of_another_size_is_refused(small_run: Config, tmp_path: Path):
+  config = dataclasses.replace(small_run, model=dataclasses.replace(small_run.model, vocab_size=640))
+  with pytest.raises(TokenizerMismatchError, match=r"has 512 tokens and model\.vocab_size is 640"):
+    _run(config, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before_it(small_run: Config, tmp_path: Path):
+  config = dataclasses.replace(small_run, optimizer=dataclasses.replace(small_run.optimizer, learning_rate=1e30, clip_norm=None))
+  with pytest.raises(NonFiniteError, match=r"step \d+: loss .* rows \d+ to \d+"):
+    _run(config, tmp_path)
+  assert all(record["train/loss"] is not None for record in _records(tmp_path))
+
+
+def test_init_from_takes_the_weights_and_nothing_else(small_run: Config, tmp_path: Path):
+  first, second = tmp_path / "first", tmp_path / "second"
+  before = _run(small_run, first)
+  training = Training(steps=2, init_from=str(first / "checkpoints"))
+  after = _run(dataclasses.replace(small_run, training=training, checkpoint=Checkpoint(every_steps=1)), second)
+  assert after.step == 2
+  assert _records(second)[0]["train/loss"] < _records(first)[0]["train/loss"]
+  assert before.record["train/learning_rate"] > _records(second)[0]["train/learning_rate"]  # its warm-up begins anew
+  assert json.loads((second / "config.json").read_text())["training"]["init_from"] == str(first / "checkpoints")
