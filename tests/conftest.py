@@ -69,3 +69,26 @@ def no_network() -> Any:
     for name in ("connect", "connect_ex"):
       patch.setattr(socket.socket, name, _guarded(getattr(socket.socket, name)))
     yield
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A folder as `maxagent data` fills it: tokenizer.model (512 ids), web and trace, 8 streams each."""
+  import abc
+
+  from maxagent.data.build import BuildOptions, build
+  from maxagent.environments.generate import generate
+  from maxagent.tokenizer import train
+
+  folder = tmp_path_factory.mktemp("small_data")
+  modules = sorted(pathlib.Path(abc.__file__).parent.glob("[a-c]*.py"))
+  texts = [module.read_text(encoding="utf-8", errors="replace")[:20_000] for module in modules]
+  (folder / "text").mkdir()
+  for module, text in zip(modules, texts, strict=True):
+    (folder / "text" / f"{module.stem}.txt").write_text(text, encoding="utf-8")
+  generate(folder / "episodes", episodes=300, seed=0)
+  tokenizer = train(texts, folder / "tokenizer.model", vocab_size=512)
+  options = BuildOptions(streams=8, heldout_per_mille=100)
+  build("web", folder / "web", [folder / "text"], tokenizer=tokenizer, options=options)
+  build("trace", folder / "trace", [folder / "episodes"], tokenizer=tokenizer, options=options)
+  return folder

@@ -94,6 +94,7 @@ def build(
   builder = _Builder(kind, folder, tokenizer, options)
   with (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects:
     for number, item in enumerate(items, 1):
+      builder.counts["read"] += 1
       reject = item if isinstance(item, Reject) else builder.add(item)
       if reject is not None:
         builder.counts["rejected"] += 1
@@ -147,7 +148,6 @@ class _Builder:
 
   def add(self, item: Item) -> Reject | None:
     """Takes a document; returns why not, if it is not taken."""
-    self.counts["read"] += 1
     try:
       key = _content(item).encode()
     except UnicodeEncodeError as error:

@@ -1,12 +1,13 @@
 """Which source fills which row, computed alike by every process without communication.
 
 Row i belongs to virtual stream i mod V, V being `streams`; round b is the rows b V to b V + V - 1. A row goes to the source
-that the tokens of all rows before leave furthest behind its share. In every round the sources get a head start of up to half a
+that the tokens of all rows before leave furthest behind its share. In every round the sources get a head start of up to a
 row that follows the golden ratio: without it, two equal sources and an even V would give every stream one source only.
 
 The tokens before are exact: the lengths of all documents are known everywhere, so every process knows how full every row of
-every stream is. A schedule that knew only the mean fill wandered to 2.5 times the promise (two rows plus 0.1% at every prefix)
-on log-normal lengths with 64 streams, as the errors of the streams add up.
+every stream is. The promise is an error of at most two rows plus 0.1% at every prefix. Over 12k synthetic rows a closed form of
+the row's number that knew only the exact mean fill reached 1.1 to 8 times that (medians of 8 seeds; log-normal lengths, 8 to
+256 streams), as the errors of the streams add up; this schedule stayed under 0.8 times it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Mixture:
       tokens: content tokens of each source in all rows before the round.
       own_tokens: (source, stream) to the tokens of that source that its next row in that stream holds.
 
-    Example, shares 1/2 and 1/2, 4 streams, source 0 filling its rows to 3/4 and source 1 the rest: [0, 1, 0, 0].
+    Example, shares 1/2 and 1/2, 4 streams, source 0 filling its rows to 3/4 and source 1 the rest, round 2: [1, 0, 0, 1].
     """
     totals = list(tokens)
     starts = self._head_starts(number)
@@ -65,7 +66,7 @@ class Mixture:
 
   def _head_starts(self, number: int) -> list[int]:
     turns = [number * (source + 1) * _GOLDEN % _ONE for source in range(len(self.shares))]
-    return [self.row_tokens * (turn - _ONE // 2) for turn in turns]
+    return [self.row_tokens * (2 * turn - _ONE) for turn in turns]
 
   def _furthest_behind(self, totals: Sequence[int], starts: Sequence[int]) -> int:
     after = sum(totals) + self.row_tokens

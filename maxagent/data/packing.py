@@ -31,7 +31,7 @@ def pack_window(lengths: Sequence[int], capacity: int) -> list[Bin]:
   them, which is random, as the order of documents is.
 
   Example, capacity 10:
-      lengths [6, 23, 8, 2] gives [(0: 0-6), (1: 0-10), (1: 10-20), (1: 20-23), (2: 0-8, 3: 0-2)]
+      lengths [6, 23, 8, 2] gives [(1: 0-10), (1: 10-20), (1: 20-23, 0: 0-6), (2: 0-8, 3: 0-2)]
   """
   exact = [[place] for place, n in enumerate(lengths) if n > capacity and n % capacity == 0]
   bins: list[Bin] = []

@@ -57,7 +57,7 @@ def read_traces(paths: Paths) -> Iterator[SourceTrace | Reject]:
   for path in _files(paths, _TRACE_READERS):
     for record, origin in _TRACE_READERS[_suffix(path, _TRACE_READERS)](path):
       try:
-        yield SourceTrace(Trace.from_json(record), origin)
+        yield SourceTrace(Trace.from_json(record.decode()), origin)
       except UnicodeDecodeError as error:
         yield Reject(origin, f"not UTF-8: {error}", undecodable=True)
       except TraceError as error:

@@ -32,7 +32,8 @@ class Rate:
     n, p, z2 = self.total, self.value, _Z_95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Bounded by the rate itself too: at 0 and 1 rounding would leave it outside by 1e-17.
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
   def named(self, name: str) -> dict[str, float]:
     """The rate and its bounds as metrics; nothing when there was nothing to count."""

@@ -30,7 +30,7 @@ def heldout_losses(params: Any, batches: Iterable[Batch], *, config: Config, lay
   if not parts:
     return {}
   fetched = jax.device_get(parts)
-  total = jax.tree.map(lambda *leaves: np.sum(np.asarray(leaves, np.float64), axis=0), *fetched)
+  total = jax.tree.map(lambda *leaves: np.asarray(np.sum(np.asarray(leaves, np.float64), axis=0)), *fetched)
   return named_losses(total, tuple(source.name for source in config.data.sources), prefix="eval/loss")
 
 

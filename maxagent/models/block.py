@@ -40,6 +40,6 @@ class Block(nnx.Module):
     """The residual stream after this layer, and whatever `attend` keeps."""
     q, k, v = self.attention.project(self.attention_norm(x_BTD), angles if self.rotates else None, layout)
     attended_BTNH, kept = attend(q, k, v)
-    x_BTD = x_BTD + self.attention.output(attended_BTNH)
+    x_BTD = x_BTD + self.attention.output(attended_BTNH, layout)
     x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD), layout)
     return layout.constrain(x_BTD, "batch", "length", None), kept

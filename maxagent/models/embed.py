@@ -17,7 +17,8 @@ from maxagent.parallel.rules import Layout
 class Embedding(nnx.Module):
   """The input table, and the output matrix when that is not the table itself.
 
-  A tied table has two jobs: as output it wants a small deviation (`init_scale`), as input one near the layers' outputs. So a tied
+  A tied table has two jobs: as output it wants a small deviation (`init_scale`), as input one near the layers' outputs. So a
+  tied
   table is multiplied by sqrt(D) on the way in, as in Gemma; an untied one is not.
   """
 
@@ -30,6 +31,7 @@ class Embedding(nnx.Module):
       self.head = matrix(head, shape[::-1], fan_in=config.hidden_size, axes=("embed", "vocab"))
 
   def __call__(self, tokens_BT: Int[Array, "B T"], dtype: jnp.dtype, layout: Layout) -> Float[Array, "B T D"]:
+    """Vectors of the tokens, in `dtype`."""
     # The table's columns lie along fsdp, as the batch does: gathered whole once rather than reshuffled for every token.
     table_VD = layout.constrain(self.table[...], "vocab", None)
     x_BTD = table_VD.astype(dtype)[tokens_BT]

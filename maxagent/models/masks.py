@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Int
 class Mask:
   """A query sees a key of its own document, not later than itself, and nearer than `window` positions (None: any distance).
 
-  Segment 0 is padding: it sees nothing and nobody sees it. Inside a segment positions increase with the index, which is what lets
+  Segment 0 is padding: it sees nothing and nobody sees it. Inside a segment positions increase with the index, which is what
+  lets
   a backend skip blocks by index alone.
   """
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from maxagent.config.schema import Model
+from maxagent.models.linear import linear
 from maxagent.models.parameters import matrix
 from maxagent.parallel.rules import Layout
 
@@ -27,8 +27,7 @@ class SwiGLU(nnx.Module):
     self.down = matrix(down, (inner, wide), fan_in=inner, axes=("mlp", "embed"), scale=scale)
 
   def __call__(self, x_BTD: Float[Array, "B T D"], layout: Layout) -> Float[Array, "B T D"]:
-    dtype = x_BTD.dtype
-    gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate[...].astype(dtype))
-    up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up[...].astype(dtype))
+    """The layer's output, in `x_BTD`'s dtype."""
+    gate_BTF, up_BTF = linear(x_BTD, self.gate[...], layout), linear(x_BTD, self.up[...], layout)
     inner_BTF = layout.constrain(jax.nn.silu(gate_BTF) * up_BTF, "batch", "length", "mlp")
-    return jnp.einsum("BTF,FD->BTD", inner_BTF, self.down[...].astype(dtype))
+    return linear(inner_BTF, self.down[...], layout)

@@ -28,4 +28,5 @@ class RMSNorm(nnx.Module):
     self.scale = ones(size, axes=("norm",))
 
   def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """`x` normalised, in its own dtype."""
     return rms_norm(x, self.scale[...], self.epsilon)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["cos_BTP", "sin_BTP"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Rotation:
-  """Cosine and sine of every position's angles; P = H/2 pairs of a head. Computed once per forward pass, used by every layer."""
+  """Cosine and sine of every position's angles, for the P = H/2 pairs of a head; computed once, used by every layer."""
 
   cos_BTP: Float[Array, "B T P"]
   sin_BTP: Float[Array, "B T P"]

@@ -20,21 +20,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from maxagent.config.schema import Model
-from maxagent.models.attention import attention
+from maxagent.models.attention import SAVED_NAMES, attention
 from maxagent.models.block import Attend, Block
+from maxagent.models.cache import Cache, cached_attention
 from maxagent.models.definition import Definition, define, plain
 from maxagent.models.embed import Embedding
 from maxagent.models.masks import Mask
 from maxagent.models.norm import RMSNorm
-from maxagent.models.rope import Rotation, rotation
+from maxagent.models.rope import rotation
 from maxagent.parallel.rules import Layout
 
 Params = dict[str, Any]
-# What a block's backward pass does not compute a second time: attention's result is as wide as the residual stream, and costs most.
-SAVED_NAMES = ("attention_out", "attention_lse")
 
 
 def init(config: Model, key: Array) -> Params:
@@ -66,10 +65,10 @@ def abstract(config: Model) -> Params:
 
 def logical_axes(config: Model) -> Params:
   """The logical name of every dimension of every parameter, in `init`'s structure."""
-  ends = {"embedding": _embedding(config).axes, "final_norm": _final_norm(config).axes}
+  ends = {"embedding": embedding(config).axes, "final_norm": final_norm(config).axes}
 
   def layers(kinds: tuple[str, ...]) -> Params:
-    return {str(i): _block(config, kind).axes for i, kind in enumerate(kinds)}
+    return {str(i): block(config, kind).axes for i, kind in enumerate(kinds)}
 
   pattern = jax.tree.map(lambda axes: ("layers", *axes), layers(config.pattern), is_leaf=lambda x: isinstance(x, tuple))
   parts = {"prefix": layers(config.prefix), "pattern": pattern if config.repeats else {}, "suffix": layers(config.suffix)}
@@ -86,23 +85,64 @@ def hidden_states(
   layout: Layout,
 ) -> Float[Array, "B T D"]:
   """The stream after the last layer and the final norm, in the compute dtype."""
-  x_BTD = _embedding(config).merge(params["embedding"])(tokens_BT, jnp.dtype(config.compute_dtype), layout)
+  x_BTD = embedding(config).merge(params["embedding"])(tokens_BT, jnp.dtype(config.compute_dtype), layout)
   angles = rotation(positions_BT, config.head_size, config.rope_theta)
 
   def apply(x_BTD: Array, layers: Params, kinds: tuple[str, ...]) -> Array:
     for i, kind in enumerate(kinds):
       mask = Mask.within(segments_BT, positions_BT, window_of(config, kind))
       attend = _self_attention(mask, config, layout)
-      x_BTD, _ = _block(config, kind).merge(layers[str(i)])(x_BTD, angles=angles, attend=attend, layout=layout)
+      x_BTD, _ = block(config, kind).merge(layers[str(i)])(x_BTD, angles=angles, attend=attend, layout=layout)
     return x_BTD
 
   x_BTD = through_layers(x_BTD, params, apply, config)
-  return _final_norm(config).merge(params["final_norm"])(x_BTD)
+  return final_norm(config).merge(params["final_norm"])(x_BTD)
+
+
+def extend(
+  params: Params,
+  cache: Cache,
+  tokens_BT: Int[Array, "B T"],
+  positions_BT: Int[Array, "B T"],
+  valid_BT: Bool[Array, "B T"],
+  *,
+  config: Model,
+  layout: Layout,
+) -> tuple[Float[Array, "B T D"], Cache]:
+  """Hidden states of new tokens (final norm applied), and the cache with their keys and values in it.
+
+  Each row goes on at its own positions; a token sees the cache up to its own position. A token that is not valid writes nothing
+  and its hidden state means nothing; a position past the cache's end writes nothing either, so the caller stops a row before
+  it.
+  """
+  x_BTD = embedding(config).merge(params["embedding"])(tokens_BT, jnp.dtype(config.compute_dtype), layout)
+  angles = rotation(positions_BT, config.head_size, config.rope_theta)
+  read = functools.partial(cached_attention, positions_BT=positions_BT, valid_BT=valid_BT, layout=layout)
+
+  def step(kinds: tuple[str, ...], carry: tuple[Array, Cache], layers: Params, repeat: Array | None) -> tuple[Array, Cache]:
+    x_BTD, kept = carry
+    for i, kind in ((str(i), kind) for i, kind in enumerate(kinds)):
+      attend = read(kept[i], repeat, window=window_of(config, kind))
+      x_BTD, layer = block(config, kind).merge(layers[i])(x_BTD, angles=angles, attend=attend, layout=layout)
+      kept = kept | {i: layer}
+    return x_BTD, kept
+
+  new = dict(cache)
+  if config.prefix:
+    x_BTD, new["prefix"] = step(config.prefix, (x_BTD, cache["prefix"]), params["prefix"], None)
+  if config.repeats:
+    repeats = (params["pattern"], jnp.arange(config.repeats))
+    (x_BTD, new["pattern"]), _ = jax.lax.scan(
+      lambda carry, at: (step(config.pattern, carry, *at), None), (x_BTD, cache["pattern"]), repeats
+    )
+  if config.suffix:
+    x_BTD, new["suffix"] = step(config.suffix, (x_BTD, cache["suffix"]), params["suffix"], None)
+  return final_norm(config).merge(params["final_norm"])(x_BTD), new
 
 
 def head(params: Params, config: Model) -> Float[Array, "D V"]:
   """The matrix from hidden states to logits, float32: the embedding transposed when tied."""
-  return _embedding(config).merge(params["embedding"]).output_matrix()
+  return embedding(config).merge(params["embedding"]).output_matrix()
 
 
 def window_of(config: Model, kind: str) -> int | None:
@@ -112,9 +152,12 @@ def window_of(config: Model, kind: str) -> int | None:
 
 def through_layers(x_BTD: Array, params: Params, apply: Callable[..., Array], config: Model) -> Array:
   """`apply(x, layers, kinds)` over the prefix, each repeat of the pattern (scanned) and the suffix, recomputed as asked."""
+
+  policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
+
   def step(kinds: tuple[str, ...]) -> Callable[[Array, Params], Array]:
     run = functools.partial(apply, kinds=kinds)
-    return run if config.remat == "none" else jax.checkpoint(run, policy=_saved())
+    return run if config.remat == "none" else jax.checkpoint(run, policy=policy)
 
   for i, kind in enumerate(config.prefix):
     x_BTD = step((kind,))(x_BTD, {"0": params["prefix"][str(i)]})
@@ -126,10 +169,6 @@ def through_layers(x_BTD: Array, params: Params, apply: Callable[..., Array], co
   return x_BTD
 
 
-def _saved():  # type: ignore[no-untyped-def]
-  return jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
-
-
 def _self_attention(mask: Mask, config: Model, layout: Layout) -> Attend:
   def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
     block = config.attention_block_tokens
@@ -138,16 +177,19 @@ def _self_attention(mask: Mask, config: Model, layout: Layout) -> Attend:
   return attend
 
 
-@functools.lru_cache(maxsize=None)
-def _block(config: Model, kind: str) -> Definition:
+@functools.cache
+def block(config: Model, kind: str) -> Definition:
+  """The definition of a layer of that kind."""
   return define(lambda key: Block(config, kind, key=key))
 
 
-@functools.lru_cache(maxsize=None)
-def _embedding(config: Model) -> Definition:
+@functools.cache
+def embedding(config: Model) -> Definition:
+  """The definition of the input table and the head."""
   return define(lambda key: Embedding(config, key=key))
 
 
-@functools.lru_cache(maxsize=None)
-def _final_norm(config: Model) -> Definition:
+@functools.cache
+def final_norm(config: Model) -> Definition:
+  """The definition of the norm before the head."""
   return define(lambda key: RMSNorm(config.hidden_size, config.norm_epsilon))

@@ -29,8 +29,8 @@ def mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
     return (device_count // product, *fixed.values())
   if product != device_count:
     raise MeshError(
-      f"mesh.{named}, but {device_count} devices were found; make the product {device_count}, or leave mesh.data unset (None) so "
-      "that it takes what the other axes leave."
+      f"mesh.{named}, but {device_count} devices were found; make the product {device_count}, or leave mesh.data unset (None), "
+      "and it takes what the other axes leave."
     )
   return tuple(fixed.values())
 

@@ -40,7 +40,8 @@ def initialize() -> None:
     return
   missing = [name for name in ("JAX_COORDINATOR_ADDRESS", "JAX_PROCESS_ID") if name not in os.environ]
   if missing:
-    raise MeshError(f"JAX_NUM_PROCESSES is {os.environ['JAX_NUM_PROCESSES']}, but {' and '.join(missing)} is not set; set all three.")
+    count = os.environ["JAX_NUM_PROCESSES"]
+    raise MeshError(f"JAX_NUM_PROCESSES is {count}, but {' and '.join(missing)} is not set; set all three.")
   jax.distributed.initialize(
     os.environ["JAX_COORDINATOR_ADDRESS"], int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
   )

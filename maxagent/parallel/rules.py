@@ -34,7 +34,8 @@ def mesh_axes(logical: str | None) -> tuple[str, ...]:
   if logical is None:
     return ()
   if logical not in RULES:
-    raise MeshError(f"logical axis {logical!r} is not in the table; known are {', '.join(RULES)}. Add it to parallel.rules.RULES.")
+    known = ", ".join(RULES)
+    raise MeshError(f"logical axis {logical!r} is not in the table; known are {known}. Add it to parallel.rules.RULES.")
   return RULES[logical]
 
 

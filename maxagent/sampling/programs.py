@@ -98,7 +98,7 @@ def empty_cache(program: Program, slots: int) -> Any:
   """A cache for `slots` rows, born on the mesh."""
 
   def build() -> Any:
-    return caches.init_cache(program.model, slots, program.length, jnp.dtype(program.model.compute_dtype))
+    return caches.init_cache(program.model, slots, program.length)
 
   if program.mesh is None:
     return jax.jit(build)()
@@ -114,15 +114,15 @@ def prefill(
 
   A row listed twice would race with itself; a row with count 0 is written back as it was.
   """
-  dims = _dimensions(program)
+  places = _rows(program)
 
   def write(params: Any, cache: Any, rows_R: Array, tokens_RT: Array, starts_R: Array, counts_R: Array) -> Any:
-    part = jax.tree.map(lambda leaf, dim: jnp.take(dim.near(leaf), rows_R, axis=dim.batch), cache, dims)
+    part = jax.tree.map(lambda leaf, place: jnp.take(place.near(leaf), rows_R, axis=place.dimension), cache, places)
     steps_T = jnp.arange(tokens_RT.shape[1], dtype=jnp.int32)
     positions_RT = jnp.minimum(starts_R[:, None] + steps_T[None], program.keys - 1)
     valid_RT = steps_T[None] < counts_R[:, None]
     _, part = transformer.extend(params, part, tokens_RT, positions_RT, valid_RT, config=program.model, layout=Layout())
-    return jax.tree.map(lambda leaf, new, dim: leaf.at[dim.index(rows_R)].set(new), cache, part, dims)
+    return jax.tree.map(lambda leaf, new, place: leaf.at[place.index(rows_R)].set(new), cache, part, places)
 
   rows = program.rows()
   specs = _cache_specs(program)
@@ -165,7 +165,7 @@ def _decode_rows(
   params: Any, cache: Any, block: Block, temperature: Array, *, program: Program
 ) -> tuple[Any, tuple[Array, ...]]:
   B, steps = block.starts.shape[0], program.block_steps
-  dims = _dimensions(program)
+  places = _rows(program)
   head_DV = transformer.head(params, program.model)
 
   def running(carry: _Carry) -> Array:
@@ -201,7 +201,7 @@ def _decode_rows(
     advance,
     _Carry(
       step=jnp.zeros((), jnp.int32),
-      cache=jax.tree.map(lambda leaf, dim: dim.near(leaf), cache, dims),
+      cache=jax.tree.map(lambda leaf, place: place.near(leaf), cache, places),
       token=jnp.zeros(B, jnp.int32),
       role=block.roles,
       closed=jnp.zeros(B, bool),
@@ -210,7 +210,7 @@ def _decode_rows(
       log_probs=jnp.zeros((B, steps), jnp.float32),
     ),
   )
-  cache = jax.tree.map(lambda leaf, new, dim: leaf.at[dim.index()].set(new), cache, done.cache, dims)
+  cache = jax.tree.map(lambda leaf, new, place: leaf.at[place.index()].set(new), cache, done.cache, places)
   return cache, (done.tokens, done.log_probs, done.role, done.closed)
 
 
@@ -224,46 +224,28 @@ def _per_group(function: Callable[..., Any], program: Program, in_specs: Any, ou
   )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Dimensions:
-  """Which dimension of a cache leaf counts rows, and which positions, if one does (a layer may keep a window only)."""
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """Where a cache leaf counts rows; positions are the dimension after. Of the positions, a program has to do with `keys`."""
 
-  batch: int
-  length: int | None
+  dimension: int
   keys: int
 
   def near(self, leaf: Array) -> Array:
     """The part of the leaf that the program reads."""
-    return leaf if self.length is None else jax.lax.slice_in_dim(leaf, 0, self.keys, axis=self.length)
+    return jax.lax.slice_in_dim(leaf, 0, self.keys, axis=self.dimension + 1)
 
-  def index(self, rows_R: Array | None = None) -> tuple[Any, ...]:
-    """Where that part lies in the leaf; of `rows_R` only, if given."""
-    index: list[Any] = [slice(None)] * (1 + max(self.batch, self.length or 0))
-    if self.length is not None:
-      index[self.length] = slice(self.keys)
-    if rows_R is not None:
-      index[self.batch] = rows_R
-    return tuple(index)
+  def index(self, rows: Any = slice(None)) -> tuple[Any, ...]:
+    """The index of that part; of some rows only, if given."""
+    return (*[slice(None)] * self.dimension, rows, slice(self.keys))
 
 
-def _dimensions(program: Program) -> Any:
-  """The dimensions of every leaf of the cache, found by asking for three sizes: stacked layers have one more in front."""
-
-  def shapes(rows: int, length: int) -> Any:
-    dtype = jnp.dtype(program.model.compute_dtype)
-    return jax.eval_shape(lambda: caches.init_cache(program.model, rows, length, dtype))
-
-  def differs(a: Any, b: Any) -> int | None:
-    return next((i for i, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n), None)
-
-  length = program.length
+def _rows(program: Program) -> Any:
+  axes = caches.cache_axes(program.model)
   return jax.tree.map(
-    lambda leaf, rows, short: _Dimensions(batch=differs(leaf, rows) or 0, length=differs(leaf, short), keys=program.keys),
-    shapes(1, length),
-    shapes(2, length),
-    shapes(1, length - 1),
+    lambda names: _Rows(names.index("batch"), program.keys), axes, is_leaf=lambda node: isinstance(node, tuple)
   )
 
 
 def _cache_specs(program: Program) -> Any:
-  return jax.tree.map(lambda dim: PartitionSpec(*[None] * dim.batch, program.row_axes), _dimensions(program))
+  return jax.tree.map(lambda rows: PartitionSpec(*[None] * rows.dimension, program.row_axes), _rows(program))

@@ -51,11 +51,11 @@ def shardings(config: Config, optimizer: optax.GradientTransformation, layout: L
   whole = layout.sharding()
   axes = transformer.logical_axes(config.model)
   params = jax.tree.map(lambda names: layout.sharding(*names), axes, is_leaf=lambda node: isinstance(node, tuple))
-  opt_state = optax.tree.map_params(
-    optimizer,
-    lambda _, sharding: sharding,
-    jax.eval_shape(optimizer.init, transformer.abstract(config.model)),
-    params,
-    transform_non_params=lambda _: whole,
-  )
-  return TrainState(step=whole, params=params, opt_state=opt_state)
+  placed = dict(jax.tree_util.tree_leaves_with_path(params))
+
+  def beside_its_parameter(path: tuple[Any, ...], leaf: Any) -> Any:
+    # An optimizer's moments repeat the parameters' tree somewhere inside its own state.
+    return next((placed[path[i:]] for i in range(len(path)) if path[i:] in placed), whole)
+
+  opt_state = jax.eval_shape(optimizer.init, transformer.abstract(config.model))
+  return TrainState(step=whole, params=params, opt_state=jax.tree_util.tree_map_with_path(beside_its_parameter, opt_state))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maxagent.config.schema import Data, Source
+from maxagent.data import shards
 from maxagent.data.shards import Document, ShardWriter
 from maxagent.tokenizer import Tokenizer, train
 from maxagent.traces.schema import Role, Segment, Status, Trace
@@ -30,6 +31,13 @@ def make_source(tmp_path_factory: pytest.TempPathFactory) -> MakeSource:
 
   def make(name: str, lengths: Sequence[int], *, kind: str = "web", streams: int = 4, share: float = 1.0) -> Source:
     folder = tmp_path_factory.mktemp(name)
+    # Plain bytes on disk, so that a test can find the record it wants to hurt.
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(shards, "_WRITER_OPTIONS", "group_size:1,uncompressed")
+      _write(folder, name, lengths, kind, streams)
+    return Source(name=name, path=str(folder), share=share)
+
+  def _write(folder: pathlib.Path, name: str, lengths: Sequence[int], kind: str, streams: int) -> None:
     for split in ("train", "heldout"):
       writer = ShardWriter(
         folder / split, kind=kind, tokenizer_digest=DIGEST, vocab_size=1 << 30, streams=streams, shard_tokens=1000
@@ -37,9 +45,27 @@ def make_source(tmp_path_factory: pytest.TempPathFactory) -> MakeSource:
       for length in lengths:
         writer.add(document(length, kind), 3 * length)
       writer.close({"duplicates": 0})
-    return Source(name=name, path=str(folder), share=share)
 
   return make
+
+
+@pytest.fixture(scope="session")
+def damage_record() -> Callable[[pathlib.Path, int], tuple[str, int]]:
+  """Flips a bit in the stored ids of a document of a split; returns its shard and record."""
+
+  def damage(split: pathlib.Path, document: int) -> tuple[str, int]:
+    starts = np.cumsum([0] + [shard.documents for shard in shards.read_index(split).shards])
+    shard = int(np.searchsorted(starts, document, side="right")) - 1
+    ids = shards.open_shards(split, on_damage="quarantine")[document].ids
+    path = split / f"tokens-{shard:05d}.array_record"
+    data = bytearray(path.read_bytes())
+    at = data.find(ids.astype("<u4").tobytes()[:8])
+    assert at > 0
+    data[at + 2] ^= 16
+    path.write_bytes(data)
+    return path.name, document - int(starts[shard])
+
+  return damage
 
 
 @pytest.fixture(scope="session")

@@ -37,10 +37,9 @@ def test_a_document_is_whole_where_it_fits_and_consecutive_where_not(lengths: li
 
 def test_the_example_of_the_docstring_holds() -> None:
   assert pack_window([6, 23, 8, 2], 10) == [
-    (Chunk(0, 0, 6),),
     (Chunk(1, 0, 10),),
     (Chunk(1, 10, 20),),
-    (Chunk(1, 20, 23),),
+    (Chunk(1, 20, 23), Chunk(0, 0, 6)),
     (Chunk(2, 0, 8), Chunk(3, 0, 2)),
   ]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from maxagent.config.schema import Data, Source
 from maxagent.data.batch import FIELD_DTYPES, Batch
 from maxagent.data.pipeline import Pipeline, heldout_batches, merge_states, open_pipeline
-from maxagent.data.shards import find_damage, open_shards, read_index
+from maxagent.data.shards import open_shards
 from maxagent.errors import ConfigError, DamagedShardError, DataError, EmptySourceError, TokenizerMismatchError
 from maxagent.traces.schema import Flag, Role
 
@@ -320,30 +320,13 @@ def test_another_seed_gives_another_order_of_the_same_documents(
   assert any((a["tokens"] != b["tokens"]).any() for a, b in zip(first, second, strict=True))
 
 
-def damage(split: pathlib.Path, count: int) -> None:
-  """Flips bits in the records of a split until `count` of them are damaged."""
-  for shard in read_index(split).shards:
-    path = split / shard.file
-    good = path.read_bytes()
-    for at in range(len(good) - 1, 0, -61):
-      data = bytearray(path.read_bytes())
-      data[at] ^= 16
-      path.write_bytes(data)
-      found = list(find_damage(open_shards(split, on_damage="quarantine")))
-      if any(record is None for _, record, _ in found):
-        data[at] ^= 16
-        path.write_bytes(data)
-      elif len(found) >= count:
-        return
-  raise AssertionError("not enough records to damage")
-
-
 @pytest.fixture
-def damaged(make_source: MakeSource) -> tuple[Source, Source]:
+def damaged(make_source: MakeSource, damage_record: Callable[[pathlib.Path, int], object]) -> tuple[Source, Source]:
   web = make_source("web", [40, 30, 70, 33, 20, 90, 11, 50] * 2)
   trace = make_source("trace", [20, 11, 16, 40, 9, 25, 75, 13] * 2, kind="trace")
   for source in (web, trace):
-    damage(pathlib.Path(source.path) / "train", 3)
+    for document in (0, 5, 10):
+      damage_record(pathlib.Path(source.path) / "train", document)
   return web, trace
 
 

@@ -15,6 +15,7 @@ from maxagent.data.shards import Document, ShardWriter, decode_record, encode_re
 from maxagent.errors import ConfigError, DamagedShardError, DataError, TokenizerMismatchError
 
 MakeSource = Callable[..., Source]
+DamageRecord = Callable[[pathlib.Path, int], tuple[str, int]]
 LENGTHS = [400, 300, 400, 20, 1100, 2, 60]
 
 
@@ -27,22 +28,6 @@ def flip(path: pathlib.Path, at: int, bit: int = 4) -> None:
   data = bytearray(path.read_bytes())
   data[at] ^= 1 << bit
   path.write_bytes(data)
-
-
-def flip_record(split: pathlib.Path, document: int) -> tuple[str, int]:
-  """Flips a bit inside the stored ids of a document; returns its shard and record."""
-  starts = np.cumsum([0] + [shard.documents for shard in shards.read_index(split).shards])
-  shard = int(np.searchsorted(starts, document, side="right")) - 1
-  path = split / f"tokens-{shard:05d}.array_record"
-  # Records are compressed one by one: look for a byte whose change hurts this record alone.
-  data = path.read_bytes()
-  for at in range(len(data) - 1, 0, -97):
-    flip(path, at)
-    hurt = [record for _, record, _ in shards.find_damage(open_quarantined(split))]
-    if hurt == [document - starts[shard]]:
-      return path.name, int(hurt[0])
-    path.write_bytes(data)
-  raise AssertionError("no byte hurts that record alone")
 
 
 def open_quarantined(split: pathlib.Path) -> shards.TokenShards:
@@ -104,16 +89,16 @@ def test_a_folder_without_an_index_is_no_split(tmp_path: pathlib.Path) -> None:
     open_shards(tmp_path)
 
 
-def test_a_damaged_record_is_named_at_opening(split: pathlib.Path) -> None:
-  name, record = flip_record(split, 1)
+def test_a_damaged_record_is_named_at_opening(split: pathlib.Path, damage_record: DamageRecord) -> None:
+  name, record = damage_record(split, 1)
   with pytest.raises(DamagedShardError, match=rf"{name}, record {record}: .*Build the data again.*quarantine"):
     open_shards(split)
 
 
 def test_a_damaged_record_is_named_at_reading_where_files_are_too_big_to_hash(
-  split: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  split: pathlib.Path, damage_record: DamageRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  name, record = flip_record(split, 4)
+  name, record = damage_record(split, 4)
   monkeypatch.setattr(shards, "FULL_CHECK_BYTES", 0)
   opened = open_shards(split)
   assert len(opened[3]) == LENGTHS[3]
@@ -121,8 +106,8 @@ def test_a_damaged_record_is_named_at_reading_where_files_are_too_big_to_hash(
     opened[4]
 
 
-def test_quarantine_skips_the_damaged_record_and_counts_it(split: pathlib.Path) -> None:
-  name, record = flip_record(split, 2)
+def test_quarantine_skips_the_damaged_record_and_counts_it(split: pathlib.Path, damage_record: DamageRecord) -> None:
+  name, record = damage_record(split, 2)
   opened = open_quarantined(split)
   assert [len(opened[n]) for n in range(len(opened))] == [n if i != 2 else 0 for i, n in enumerate(LENGTHS)]
   assert list(opened.quarantined) == [(name, record)]

@@ -134,8 +134,21 @@ def test_what_is_taken_back_has_never_been(tokenizer: Tokenizer, params: Any, mo
   assert again[0].tokens == direct.tokens
 
 
-@pytest.mark.parametrize("replicated", [True, False], ids=["weights on every device", "weights cut along tensor"])
-@pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 2, "context": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+  ("sizes", "replicated"),
+  [
+    ({"data": 8}, True),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, True),
+    ({"data": 2, "fsdp": 2, "tensor": 2}, False),
+    ({"fsdp": 2, "context": 2, "tensor": 2}, False),
+  ],
+  ids=[
+    "data",
+    "data-fsdp-tensor",
+    "data-fsdp-tensor, weights cut along tensor",
+    "fsdp-context-tensor, weights cut along tensor",
+  ],
+)
 def test_every_mesh_decodes_the_same(
   tokenizer: Tokenizer,
   params: Any,

@@ -6,20 +6,22 @@ key head n // (N / K).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from maxagent.errors import ConfigError
-from maxagent.models.attention.xla import xla_attention
+from maxagent.models.attention.xla import LSE_NAME, OUT_NAME, xla_attention
 from maxagent.models.masks import Mask
 from maxagent.parallel.rules import Layout, mesh_axes, spec
 
 
+@runtime_checkable
 class Backend(Protocol):
   """Exact attention over what one device holds; a row that sees nothing gives zeros, in values and gradients.
 
@@ -35,8 +37,15 @@ class Backend(Protocol):
     mask: Mask,
     q_start: int | Int[Array, ""],
     block_tokens: int,
-  ) -> Float[Array, "B T N H"]: ...
+  ) -> Float[Array, "B T N H"]:
+    """Attention's result, in `q`'s dtype."""
+    ...
 
+
+# What a backend names (jax.ad_checkpoint.checkpoint_name) for the backward pass of a recomputed block: attention's result is as
+# wide
+# as the residual stream, and the dearest part of the block to compute again.
+SAVED_NAMES = (OUT_NAME, LSE_NAME)
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType({"xla": xla_attention})
 
@@ -65,25 +74,22 @@ def attention(
   attend = backend_named(backend)
   if layout.mesh is None:
     return attend(q, k, v, mask=mask, q_start=0, block_tokens=block_tokens)
-  return _on_mesh(attend, block_tokens, layout)(q, k, v, mask)
+  return _on_mesh(attend, block_tokens, layout.mesh)(q, k, v, mask)
 
 
-def _on_mesh(attend: Backend, block_tokens: int, layout: Layout):  # type: ignore[no-untyped-def]
-  length_axes = tuple(axis for axis in mesh_axes("length") if layout.mesh.shape[axis] > 1)
+def _on_mesh(attend: Backend, block_tokens: int, mesh: Mesh) -> Callable[..., Array]:
+  length_axes = tuple(axis for axis in mesh_axes("length") if mesh.shape[axis] > 1)
 
   def gathered(x: Array) -> Array:
     return jax.lax.all_gather(x, length_axes, axis=1, tiled=True) if length_axes else x
 
   def local(q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    whole = Mask(
-      mask.q_segments, gathered(mask.kv_segments), mask.q_positions, gathered(mask.kv_positions), mask.window
-    )  # fmt: skip
+    kv_segments, kv_positions = gathered(mask.kv_segments), gathered(mask.kv_positions)
+    whole = dataclasses.replace(mask, kv_segments=kv_segments, kv_positions=kv_positions)
     q_start = jax.lax.axis_index(length_axes) * q.shape[1] if length_axes else 0
     return attend(q, gathered(k), gathered(v), mask=whole, q_start=q_start, block_tokens=block_tokens)
 
   queries, keys = spec("batch", "length", "heads", "head"), spec("batch", "length", "kv_heads", "head")
   ids: PartitionSpec = spec("batch", "length")
   # check_vma off: the backend's custom gradient fixes its own types, and a Pallas call would carry none.
-  return jax.shard_map(
-    local, mesh=layout.mesh, in_specs=(queries, keys, keys, ids), out_specs=queries, check_vma=False
-  )  # fmt: skip
+  return jax.shard_map(local, mesh=mesh, in_specs=(queries, keys, keys, ids), out_specs=queries, check_vma=False)

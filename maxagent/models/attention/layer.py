@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from maxagent.config.schema import Model
+from maxagent.models.linear import linear
 from maxagent.models.norm import RMSNorm
 from maxagent.models.parameters import matrix
 from maxagent.models.rope import Rotation, rotate
@@ -38,16 +38,19 @@ class Attention(nnx.Module):
     self, x_BTD: Float[Array, "B T D"], angles: Rotation | None, layout: Layout
   ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
     """Queries, keys and values, normalised and turned to their positions (`angles=None`: no position, NoPE)."""
-    dtype = x_BTD.dtype
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.query[...].astype(dtype))
-    k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.key[...].astype(dtype))
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.value[...].astype(dtype))
+    q_BTNH, k_BTKH, v_BTKH = (self._heads(x_BTD, weights[...], layout) for weights in (self.query, self.key, self.value))
     if self.qk_norm:
       q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
     if angles is not None:
       q_BTNH, k_BTKH = rotate(q_BTNH, angles), rotate(k_BTKH, angles)
     return q_BTNH, k_BTKH, v_BTKH
 
-  def output(self, attended_BTNH: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+  def output(self, attended_BTNH: Float[Array, "B T N H"], layout: Layout) -> Float[Array, "B T D"]:
     """What the heads found, added up into the residual stream's width."""
-    return jnp.einsum("BTNH,NHD->BTD", attended_BTNH, self.out[...].astype(attended_BTNH.dtype))
+    batch, length = attended_BTNH.shape[:2]
+    weights_NHD = self.out[...]
+    return linear(attended_BTNH.reshape(batch, length, -1), weights_NHD.reshape(-1, weights_NHD.shape[-1]), layout)
+
+  def _heads(self, x_BTD: Array, weights_DNH: Array, layout: Layout) -> Float[Array, "B T N H"]:
+    wide, heads, size = weights_DNH.shape
+    return linear(x_BTD, weights_DNH.reshape(wide, heads * size), layout).reshape(*x_BTD.shape[:2], heads, size)

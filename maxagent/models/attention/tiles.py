@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,10 @@ from maxagent.models.masks import Mask
 
 
 @functools.partial(
-  jax.tree_util.register_dataclass, data_fields=["q_segments", "kv_segments", "q_positions", "kv_positions", "full", "first", "stop"],
+  jax.tree_util.register_dataclass,
+  data_fields=["q_segments", "kv_segments", "q_positions", "kv_positions", "full", "first", "stop"],
   meta_fields=["window"],
-)  # fmt: skip
+)
 @dataclasses.dataclass(frozen=True)
 class Tiles:
   """The mask of some rows, cut: ids per tile, and what can be said of a tile without looking into it.
@@ -26,19 +28,21 @@ class Tiles:
   The leading row axis is dropped where one row is worked on.
   """
 
-  q_segments: Int[Array, "... I Q"]
-  kv_segments: Int[Array, "... J L"]
-  q_positions: Int[Array, "... I Q"]
-  kv_positions: Int[Array, "... J L"]
-  full: Bool[Array, "... I J"]  # every pair of the tile is visible: no mask is needed
-  first: Int[Array, "... I"]  # key tiles of a query tile: from `first` to before `stop`; the others hold no visible pair
-  stop: Int[Array, "... I"]
+  # Any: jax also builds this tree of things that are no arrays, such as the absent gradients of ids.
+  q_segments: Any  # int [..., I, Q]
+  kv_segments: Any  # int [..., J, L]
+  q_positions: Any  # int [..., I, Q]
+  kv_positions: Any  # int [..., J, L]
+  full: Any  # bool [..., I, J]: every pair of the tile is visible, so no mask is needed
+  first: Any  # int [..., I]: the key tiles of a query tile run from `first` ...
+  stop: Any  # int [..., I]: ... to before `stop`; the others hold no visible pair
   window: int | None
 
   def visible(self, i: Int[Array, ""], j: Int[Array, ""]) -> Bool[Array, "Q L"]:
     """The mask of one tile of one row."""
-    part = (self.q_segments[i], self.kv_segments[j], self.q_positions[i], self.kv_positions[j])
-    return Mask(*(ids[None] for ids in part), self.window).visible()[0]
+    q_ids, kv_ids = (self.q_segments[i], self.q_positions[i]), (self.kv_segments[j], self.kv_positions[j])
+    q_segments, q_positions, kv_segments, kv_positions = (ids[None] for ids in (*q_ids, *kv_ids))
+    return Mask(q_segments, kv_segments, q_positions, kv_positions, self.window).visible()[0]
 
 
 def tiles_of(mask: Mask, *, q_start: int | Int[Array, ""], q_block: int, kv_block: int) -> Tiles:

@@ -3,8 +3,10 @@
 B batch, T query length, S key length, N query heads, K key/value heads, G = N / K query heads per key head, H head size.
 A row is cut into I query tiles of Q queries (R = G * Q rows per key head) and J key tiles of L keys.
 
-The forward pass keeps the result and its log-sum-exp; the backward pass computes each tile's probabilities a second time. No array
-larger than a tile has both a query and a key axis. Rows are worked on one after another: on a CPU a tile then stays in the cache,
+The forward pass keeps the result and its log-sum-exp; the backward pass computes each tile's probabilities a second time. No
+array
+larger than a tile has both a query and a key axis. Rows are worked on one after another: on a CPU a tile then stays in the
+cache,
 which halves the time against all rows at once.
 Source: arXiv 2205.14135, algorithms 1 and 2; arXiv 2307.08691, section 3.1.
 """
@@ -23,10 +25,9 @@ from jaxtyping import Array, Float, Int
 from maxagent.models.attention.tiles import Tiles, tiles_of
 from maxagent.models.masks import Mask
 
-# A masked score is HIDDEN and a row's running maximum never falls below FLOOR, so exp(HIDDEN - maximum) is exactly 0 even in a row
-# that sees nothing, and no second mask is needed.
+# A masked score is HIDDEN and a row's running maximum never falls below FLOOR, so exp(HIDDEN - maximum) is exactly 0 even in a
+# row that sees nothing, and no second mask is needed.
 HIDDEN, FLOOR = -1e30, -5e29
-# Kept for the backward pass when a block is recomputed: as wide as the residual stream, and the dearest to compute again.
 OUT_NAME, LSE_NAME = "attention_out", "attention_lse"
 
 
@@ -48,8 +49,9 @@ def xla_attention(
   )  # fmt: skip
   tiles = tiles_of(padded, q_start=q_start, q_block=q_block, kv_block=kv_block)
   scaled = (q * (1 / math.sqrt(q.shape[3]))).astype(q.dtype)
-  q_tiles, k_tiles, v_tiles = (_to_tiles(_pad(x, block), block, kv_heads) for x, block in ((scaled, q_block), (k, kv_block), (v, kv_block)))
-  return _from_tiles(_attend(q_tiles, k_tiles, v_tiles, tiles), q_block, heads)[:, :length]
+  k_tiles, v_tiles = (_to_tiles(_pad(x, kv_block), kv_block, kv_heads) for x in (k, v))
+  out = _attend(_to_tiles(_pad(scaled, q_block), q_block, kv_heads), k_tiles, v_tiles, tiles)
+  return _from_tiles(out, q_block, heads)[:, :length]
 
 
 def _pad(x: Array, block: int) -> Array:
