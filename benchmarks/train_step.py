@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py --json
 
-A decoder of hidden 256, 4 layers, 8 heads, gated MLP 1024, sequence 512, batch 8, vocabulary 512, float32, full causal attention with
-RoPE everywhere, no QK-norm, an untied head, clipping and AdamW: 4,458,752 parameters, on one CPU device. Compare ratios of one run
-on one quiet machine; process-CPU seconds are steadier than wall seconds.
+A decoder of hidden 256, 4 layers, 8 heads, gated MLP 1024, sequence 512, batch 8, vocabulary 512, float32, full causal
+attention with RoPE everywhere, no QK-norm, an untied head, clipping and AdamW: 4,458,752 parameters, on one CPU device. Compare
+ratios of one run on one quiet machine; process-CPU seconds are steadier than wall seconds.
 """
 
 import time
@@ -12,6 +12,7 @@ import time
 IMPORT_WALL, IMPORT_CPU = time.time(), time.process_time()
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -111,7 +112,7 @@ def measure(steps: int, remat: str) -> dict[str, Any]:
     state, metrics = step(state, next(source))
     losses.append(float(metrics["loss"]))
     clocks.append((time.time(), time.process_time()))
-  seconds = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clocks[3:], clocks[4:], strict=False)]
+  seconds = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(clocks[3:])]
   return {
     "jax": jax.__version__,
     "steps": steps,

@@ -45,6 +45,7 @@ def add_parser(verbs: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
   """Builds and prints what was read, kept and left out."""
   from maxagent.data.build import BuildOptions, build
+  from maxagent.errors import ConfigError
   from maxagent.tracking.progress import Counter
 
   options = BuildOptions(
@@ -53,6 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     streams=arguments.streams,
     byte_cap=arguments.byte_cap,
   )
+  if arguments.kind == "trace" and not arguments.inputs:
+    raise ConfigError("--kind=trace needs folders of traces; name some, or write them with `maxagent data generate`.")
   tokenizer = _tokenizer(arguments)
   with Counter("documents") as counter:
     summary = build(

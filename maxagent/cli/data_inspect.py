@@ -10,12 +10,13 @@ if TYPE_CHECKING:
   from rich.text import Text
 
   from maxagent.data.batch import Batch
+  from maxagent.objectives.weights import Table
   from maxagent.tokenizer import Tokenizer
 
 HELP = "show real batches: tokens in their role's colour, weights, document edges"
 DESCRIPTION = """\
-Prints rows of the batch that training reads at a step. A token has the colour of its role, is underlined where the step failed and
-dim where its loss weighs nothing; a bar marks the edge of a document and >> a document that goes on from the row before.
+Prints rows of the batch that training reads at a step. A token has the colour of its role, is underlined where the step failed
+and dim where its loss weighs nothing; a bar marks the edge of a document and >> one that goes on from the row before.
 
   --config=configs/quickstart.py     the run whose data is shown, with --config.a.b=v as for `maxagent train`
 """
@@ -43,12 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
   from maxagent.data.pipeline import open_pipeline
   from maxagent.objectives.weights import weight_table
   from maxagent.tokenizer import Tokenizer
-  from maxagent.tracking.console import legend
   from maxagent.traces.schema import Role
+  from maxagent.tracking.console import legend
 
   config = configs.load(arguments.config_argv)
   tokenizer = Tokenizer.load(config.data.tokenizer)
-  table = np.asarray(weight_table(config.objective))
+  table = weight_table(config.objective)
   names = [source.name for source in config.data.sources]
   console = Console()
   console.print(legend())
@@ -60,27 +61,28 @@ def run(arguments: argparse.Namespace) -> int:
       shares = {name: int(np.sum(content & (batch.sources[row] == i))) for i, name in enumerate(names)}
       sources = ", ".join(f"{count} {name}" for name, count in shares.items() if count)
       documents = len(set(batch.segments[row][batch.segments[row] > 0].tolist()))
-      console.rule(f"step {arguments.step}, row {row}: {documents} documents, targets: {sources}; {int(np.sum(weights > 0))} weighted")
+      counts = f"{documents} documents, targets: {sources}; {int(np.sum(weights > 0))} weighted"
+      console.rule(f"step {arguments.step}, row {row}: {counts}")
       console.print(_row(batch, row, weights, tokenizer))
   return 0
 
 
-def _weights(batch: Batch, row: int, table: np.ndarray) -> np.ndarray:
+def _weights(batch: Batch, row: int, table: Table) -> np.ndarray:
   import jax.numpy as jnp
   import numpy as np
 
   from maxagent.objectives.weights import token_weights
 
-  part = [jnp.asarray(getattr(batch, name)[row : row + 1]) for name in ("roles", "statuses", "flags")]
-  return np.asarray(token_weights(*part, tuple(map(tuple, table.tolist()))))[0]
+  roles, statuses, flags = (jnp.asarray(ids[row : row + 1]) for ids in (batch.roles, batch.statuses, batch.flags))
+  return np.asarray(token_weights(roles, statuses, flags, table))[0]
 
 
 def _row(batch: Batch, row: int, weights: np.ndarray, tokenizer: Tokenizer) -> Text:
   """The row's tokens. What is known of token i stands beside target i - 1; a document's first token has no such place."""
   from rich.text import Text
 
-  from maxagent.tracking.console import token_text
   from maxagent.traces.schema import Flag, Role, Status
+  from maxagent.tracking.console import token_text
 
   line = Text()
   for i, token in enumerate(batch.tokens[row]):

@@ -30,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
   """Trains and says what was made."""
   from maxagent.tokenizer import train
 
-  texts = itertools.chain(trace_texts([arguments.episodes] if arguments.episodes else []), web_texts(arguments.inputs, arguments.text_field))
+  episodes = [arguments.episodes] if arguments.episodes else []
+  texts = itertools.chain(trace_texts(episodes), web_texts(arguments.inputs, arguments.text_field))
   tokenizer = train(texts, arguments.output, vocab_size=arguments.vocab_size)
   print(f"{tokenizer.vocab_size} tokens, digest {tokenizer.digest}, in {arguments.output}")
   return 0

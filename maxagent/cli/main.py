@@ -40,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; 0 done, 2 a user's mistake, 75 preempted and to be run again."""
   arguments, rest = parser().parse_known_args(argv)
   try:
-    if rest and not (getattr(arguments, "takes_config", False) and all(_is_config(rest, i) for i in range(len(rest)))):
-      raise ConfigError(f"unknown argument {rest[0]!r}; see `maxagent {arguments.command} --help`.")
+    takes_config = getattr(arguments, "takes_config", False)
+    unknown = [word for i, word in enumerate(rest) if not (takes_config and _is_config(rest, i))]
+    if unknown:
+      raise ConfigError(f"unknown argument {unknown[0]!r}; see `maxagent {arguments.command} --help`.")
     arguments.config_argv = rest
     return int(arguments.run(arguments))
   except MaxagentError as error:

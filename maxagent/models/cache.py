@@ -1,11 +1,10 @@
 """The keys and values of what was read, and attention to them.
 
-B rows (slots), T new tokens, S cache length, R repeats of the pattern, N query heads, K key/value heads, G = N / K, H head
-size.
+B rows (slots), T new tokens, S cache length, R repeats of the pattern, N query heads, K key/value heads, G = N / K,
+H head size.
 
 A row's place in the cache is its position: position p of a row lies at index p, so a slot is emptied by starting again at
-position
-0. Local layers keep the whole length too, although they read only their window.
+position 0. Local layers keep the whole length too, although they read only their window.
 """
 
 from __future__ import annotations
@@ -56,9 +55,8 @@ def cached_attention(
 ) -> Attend:
   """Attention for one layer that writes its keys and values first; what it keeps is the layer's cache after that.
 
-  `repeat` picks the layer where the cache holds all repeats of the pattern. They are written in place: a cache that went
-  through
-  a scan as its input and output would be copied twice for every token.
+  `repeat` picks the layer where the cache holds all repeats of the pattern. They are written in place: a cache that
+  went through a scan as its input and output would be copied twice for every token.
   """
   length = cache["key"].shape[-2]
   # Past the end is the one place that mode="drop" leaves out; a negative index would count from the end.

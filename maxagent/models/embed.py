@@ -18,8 +18,7 @@ class Embedding(nnx.Module):
   """The input table, and the output matrix when that is not the table itself.
 
   A tied table has two jobs: as output it wants a small deviation (`init_scale`), as input one near the layers' outputs. So a
-  tied
-  table is multiplied by sqrt(D) on the way in, as in Gemma; an untied one is not.
+  tied table is multiplied by sqrt(D) on the way in, as in Gemma; an untied one is not.
   """
 
   def __init__(self, config: Model, *, key: Array) -> None:

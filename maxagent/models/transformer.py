@@ -112,8 +112,8 @@ def extend(
   """Hidden states of new tokens (final norm applied), and the cache with their keys and values in it.
 
   Each row goes on at its own positions; a token sees the cache up to its own position. A token that is not valid writes nothing
-  and its hidden state means nothing; a position past the cache's end writes nothing either, so the caller stops a row before
-  it.
+  and its hidden state means nothing; a position past the cache's end writes nothing either, so the caller stops a
+  row before it.
   """
   x_BTD = embedding(config).merge(params["embedding"])(tokens_BT, jnp.dtype(config.compute_dtype), layout)
   angles = rotation(positions_BT, config.head_size, config.rope_theta)

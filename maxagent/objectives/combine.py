@@ -1,4 +1,4 @@
-"""The loss: weighted cross-entropy and z-loss as sums, so that the caller divides once, globally. B batch, T length, S sources."""
+"""The loss: weighted cross-entropy and z-loss as sums, which the caller divides once. B batch, T length, S sources."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from maxagent.traces.schema import Role
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossSums:
-  """Sums over tokens; add those of several batches, then divide. Losses of roles and sources are unweighted, in nats."""
+  """Sums over tokens; add those of several batches, then divide. Losses of roles and sources are unweighted, in nats.
 
-  weight: Float[Array, ""]  # the denominator of the loss
-  supervised: Float[Array, ""]  # tokens whose weight is not zero
-  role_loss: Float[Array, "16"]
-  role_tokens: Float[Array, "16"]
-  source_loss: Float[Array, " S"]
-  source_tokens: Float[Array, " S"]
+  On devices while the step runs, NumPy once fetched.
+  """
+
+  weight: Any  # float32 [], the denominator of the loss
+  supervised: Any  # float32 [], tokens whose weight is not zero
+  role_loss: Any  # float32 [16]
+  role_tokens: Any  # float32 [16]
+  source_loss: Any  # float32 [S]
+  source_tokens: Any  # float32 [S]
 
 
 def loss_sums(params: Any, batch: Batch, *, config: Config, layout: Layout) -> tuple[Float[Array, ""], LossSums]:
@@ -68,7 +71,7 @@ def _sums_by(
 
 def named_losses(sums: LossSums, sources: tuple[str, ...], *, prefix: str) -> dict[str, float]:
   """Mean losses by role and source, for those with a token: {prefix}/role/<role> and {prefix}/source/<source>. Host only."""
-  named = {}
+  named: dict[str, float] = {}
   for kind, names, losses, tokens in (
     ("role", [r.name.lower() for r in Role], sums.role_loss, sums.role_tokens),
     ("source", sources, sums.source_loss, sums.source_tokens),

@@ -16,7 +16,7 @@ from maxagent.config import Objective
 from maxagent.errors import ConfigError
 from maxagent.traces.schema import Flag, Role, Status
 
-# What a phase does not name weighs 1. Context that the harness writes is not the model's to say, so it counts little or nothing.
+# What a phase does not name weighs 1. Context that the harness writes is not the model's to say and counts little or nothing.
 PHASE_WEIGHTS: dict[str, dict[str, float]] = {
   "pretrain": {"system": 0.1, "tools": 0.1, "goal": 0.1, "user": 0.1},
   "midtrain": {"system": 0, "tools": 0, "goal": 0, "user": 0, "call.err": 0, "args.err": 0, "obs": 0.1, "marker": 0.1},

@@ -226,18 +226,18 @@ def _per_group(function: Callable[..., Any], program: Program, in_specs: Any, ou
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """Where a cache leaf counts rows; positions are the dimension after. Of the positions, a program has to do with `keys`."""
+  """Where a cache leaf counts rows; positions are two dimensions after. Of those, a program has to do with `keys`."""
 
   dimension: int
   keys: int
 
   def near(self, leaf: Array) -> Array:
     """The part of the leaf that the program reads."""
-    return jax.lax.slice_in_dim(leaf, 0, self.keys, axis=self.dimension + 1)
+    return jax.lax.slice_in_dim(leaf, 0, self.keys, axis=self.dimension + 2)
 
   def index(self, rows: Any = slice(None)) -> tuple[Any, ...]:
     """The index of that part; of some rows only, if given."""
-    return (*[slice(None)] * self.dimension, rows, slice(self.keys))
+    return (*[slice(None)] * self.dimension, rows, slice(None), slice(self.keys))
 
 
 def _rows(program: Program) -> Any:

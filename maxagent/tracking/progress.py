@@ -20,7 +20,8 @@ class Progress:
     self._console = console or Console()
     self._steps, self._start, self._tokens_per_step = steps, start, tokens_per_step
     self._began = self._logged = time.monotonic()
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"), TimeRemainingColumn()]
+    text, state = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
+    columns = (text, BarColumn(), MofNCompleteColumn(), state, TimeRemainingColumn())
     self._bar = RichProgress(*columns, console=self._console, disable=not self._console.is_terminal)
     self._task = self._bar.add_task("train", total=steps, completed=start, state="compiling")
 

@@ -1,4 +1,4 @@
-"""The loop: batches in, records and checkpoints out. It takes an evaluation as a callable and knows nothing of what it measures."""
+"""The loop: batches in, records and checkpoints out. An evaluation is a callable to it; what that measures it does not know."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from maxagent.parallel import processes
 from maxagent.parallel.rules import Layout, check_model_fits
 from maxagent.tokenizer import Tokenizer
 from maxagent.tracking.ledger import Ledger
-from maxagent.tracking.progress import Progress
 from maxagent.tracking.writers import MetricsWriter
 from maxagent.training import optimizer as optimizers
 from maxagent.training import state as states

@@ -48,9 +48,9 @@ class Recorder:
     if not values["finite"]:
       last = step * data.global_batch - 1
       raise NonFiniteError(
-        f"step {step}: loss {loss}, gradient norm {grad_norm}, on rows {last - data.global_batch + 1} to {last} of the data stream. "
-        "Nothing was updated, and the last checkpoint is from before it. Lower optimizer.learning_rate, or look at the rows with "
-        f"`maxagent data inspect --step={step}`."
+        f"step {step}: loss {loss}, gradient norm {grad_norm}, on rows {last - data.global_batch + 1} to {last} of the data "
+        "stream. Nothing was updated, and the last checkpoint is from before it. Lower optimizer.learning_rate, or look at the "
+        f"rows with `maxagent data inspect --step={step}`."
       )
     now = time.monotonic()
     seconds, self._fetched_at = now - self._fetched_at, now
@@ -72,5 +72,6 @@ class Recorder:
 
 def mixture_metrics(report: Mapping[str, Any]) -> Record:
   """The data pipeline's report, named: mixture/asked/<source>, mixture/realised/<source>, mixture/fill and the like."""
-  nested = {f"mixture/{name}/{source}": float(n) for name in ("asked", "realised", "epochs", "quarantined") for source, n in report[name].items()}
-  return nested | {"mixture/fill": float(report["fill"])}
+  parts = ("asked", "realised", "epochs", "quarantined")
+  by_source = {f"mixture/{part}/{source}": float(n) for part in parts for source, n in report[part].items()}
+  return by_source | {"mixture/fill": float(report["fill"])}

@@ -24,14 +24,14 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
   """Trains on one batch.
 
-  The loss is one quotient over all devices and microbatches: gradients of the numerators add up in float32 and are divided once.
+  The loss is one quotient over all devices and microbatches: gradients of numerators add up in float32 and are divided once.
   A batch without a supervised token changes nothing but the step; a loss or gradient that is not finite changes nothing at all,
   which the host learns one step later from `finite`.
   """
   numerator, sums, grads = _accumulate(state.params, batch, config=config, layout=layout)
   scale = jnp.where(sums.weight > 0, 1 / jnp.maximum(sums.weight, 1e-9), 0.0)
   loss = numerator * scale
-  grad_norm = optax.global_norm(grads) * scale
+  grad_norm = optax.tree.norm(grads) * scale
   if config.optimizer.clip_norm is not None:
     scale = scale * jnp.minimum(1.0, config.optimizer.clip_norm / jnp.maximum(grad_norm, 1e-9))
   grads = jax.tree.map(lambda g: g * scale, grads)

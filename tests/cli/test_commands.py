@@ -22,7 +22,10 @@ def trained(maxagent: Maxagent, smoke_arguments: list[str], tmp_path_factory: py
   return workdir
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "play", "data", "data build", "data generate", "data tokenizer", "data inspect", "report"])
+VERBS = ("build", "generate", "tokenizer", "inspect")
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "play", "report", "data", *(f"data {verb}" for verb in VERBS)])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
   with pytest.raises(SystemExit) as ended:
     main([*command.split(), "--help"])
@@ -55,8 +58,8 @@ def test_play_prints_the_episode_turn_by_turn_and_says_how_it_ended(trained: pat
 
 
 def test_inspect_shows_rows_with_roles_and_edges(maxagent: Maxagent, smoke_arguments: list[str]):
-  shown = maxagent("data", "inspect", "--step=2", "--rows=8", *smoke_arguments).stdout
-  assert shown.count("step 2, row") == 8
+  shown = maxagent("data", "inspect", "--step=1", "--rows=8", *smoke_arguments).stdout.replace("\n", "")
+  assert shown.count("step 1, row") == 8
   assert "<|bos|>" in shown and "│" in shown and re.search(r"\d+ trace", shown) and re.search(r"\d+ web", shown)
 
 
@@ -73,7 +76,7 @@ def test_the_report_can_be_written_again(trained: pathlib.Path, maxagent: Maxage
     (["train", "--workdir=W", "--config=configs/smoke.py", "--stepz=3"], "unknown argument '--stepz=3'"),
     (["train", "--workdir=W", "--config=configs/smoke.py:ABSENT"], "ABSENT/tokenizer.model"),
     (["train", "--workdir=W", "--config=SMOKE", "--config.mesh.fsdp=3"], "fsdp"),
-    (["train", "--workdir=W", "--config=SMOKE", "--config.model.vocab_size=1024"], "has 512 tokens and model.vocab_size is 1024"),
+    (["train", "--workdir=W", "--config=SMOKE", "--config.model.vocab_size=1024"], "has 512 tokens"),
     (["train", "--workdir=W", "--config=SMOKE", "--config.data.sources.web.path=nowhere"], "nowhere"),
     (["train", "--workdir=W", "--config=SMOKE", "--config.model.attention=flash"], "xla"),
     (["evaluate", "--workdir=W"], "holds no run"),

@@ -29,7 +29,9 @@ def _finish(workdir: pathlib.Path, arguments: list[str]) -> float:
 
 
 @pytest.mark.timeout(1800)
-def test_kill_9_at_random_moments_leaves_the_curve_of_an_uninterrupted_run(small_data: pathlib.Path, smoke_arguments: list[str], tmp_path: pathlib.Path):
+def test_kill_9_at_random_moments_leaves_the_curve_of_an_uninterrupted_run(
+  small_data: pathlib.Path, smoke_arguments: list[str], tmp_path: pathlib.Path
+):
   kills, seed = int(os.environ.get("KILLS", 2)), int(os.environ.get("KILL_SEED", time.time_ns() % 10_000))
   print(f"KILLS={kills} KILL_SEED={seed}")
   draw = random.Random(seed)

@@ -294,7 +294,7 @@ def test_no_config_two_configs_and_a_missing_file_are_told_apart(file: str) -> N
     ("from maxagent.config import *\ndef get_config(): return Config(seed='x')", "seed is 'x'; expected a whole number"),
     (
       "from maxagent.config import *\ndef get_config(): return Config(data=Data(sources=(Source(name='a.b', path=''),)))",
-      "'a.b'; expected a name without dots",
+      "'a.b'; expected a name without a dot",
     ),
   ],
 )

@@ -39,5 +39,5 @@ def test_flags_decide_over_roles_and_padding_over_everything():
 
 
 def test_a_mistyped_override_names_the_nearest_key():
-  with pytest.raises(ConfigError, match="Did you mean 'call.err'"):
+  with pytest.raises(ConfigError, match=r"Did you mean 'call\.err'"):
     weight_table(Objective(overrides=(("call.error", 0.0),)))

@@ -14,8 +14,8 @@ from maxagent.traces.schema import Role
 def tiny_config() -> Config:
   return Config(
     model=Model(
-      vocab_size=64, hidden_size=16, mlp_size=32, heads=2, kv_heads=2, head_size=8, pattern=("local", "global"), window_tokens=8,
-      compute_dtype="float32", attention_block_tokens=16,
+      vocab_size=64, hidden_size=16, mlp_size=32, heads=2, kv_heads=2, head_size=8, pattern=("local", "global"),
+      window_tokens=8, compute_dtype="float32", attention_block_tokens=16,
     ),
     data=Data(sources=(Source(name="a", path="a"), Source(name="b", path="b")), sequence_tokens=32, global_batch=8),
     objective=Objective(chunk_tokens=16),

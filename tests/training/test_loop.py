@@ -109,7 +109,8 @@ def test_a_tokenizer_of_another_size_is_refused(small_run: Config, tmp_path: Pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before_it(small_run: Config, tmp_path: Path):
-  config = dataclasses.replace(small_run, optimizer=dataclasses.replace(small_run.optimizer, learning_rate=1e30, clip_norm=None))
+  wild = dataclasses.replace(small_run.optimizer, learning_rate=1e30, clip_norm=None)
+  config = dataclasses.replace(small_run, optimizer=wild)
   with pytest.raises(NonFiniteError, match=r"step \d+: loss .* rows \d+ to \d+"):
     _run(config, tmp_path)
   assert all(record["train/loss"] is not None for record in _records(tmp_path))

@@ -43,8 +43,7 @@ class Backend(Protocol):
 
 
 # What a backend names (jax.ad_checkpoint.checkpoint_name) for the backward pass of a recomputed block: attention's result is as
-# wide
-# as the residual stream, and the dearest part of the block to compute again.
+# wide as the residual stream, and the dearest part of the block to compute again.
 SAVED_NAMES = (OUT_NAME, LSE_NAME)
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType({"xla": xla_attention})

@@ -4,10 +4,8 @@ B batch, T query length, S key length, N query heads, K key/value heads, G = N /
 A row is cut into I query tiles of Q queries (R = G * Q rows per key head) and J key tiles of L keys.
 
 The forward pass keeps the result and its log-sum-exp; the backward pass computes each tile's probabilities a second time. No
-array
-larger than a tile has both a query and a key axis. Rows are worked on one after another: on a CPU a tile then stays in the
-cache,
-which halves the time against all rows at once.
+array larger than a tile has both a query and a key axis. Rows are worked on one after another: on a CPU a tile then stays in
+the cache, which halves the time against all rows at once.
 Source: arXiv 2205.14135, algorithms 1 and 2; arXiv 2307.08691, section 3.1.
 """
 
