@@ -23,8 +23,8 @@ def get_config(data: str = "runs/quickstart/data") -> Config:
   return Config(
     name="quickstart",
     model=Model(
-      vocab_size=2048, hidden_size=128, mlp_size=384, heads=4, kv_heads=2, head_size=32, window_tokens=128,
-      compute_dtype="float32", remat="none",
+      vocab_size=2048, hidden_size=128, mlp_size=384, heads=4, kv_heads=2, head_size=32,
+      pattern=("local", "global"), repeats=2, window_tokens=16, copy_init=True, compute_dtype="float32", remat="none",
     ),
     mesh=Mesh(data=4, fsdp=2),
     data=Data(

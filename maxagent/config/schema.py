@@ -40,6 +40,7 @@ class Model:
   tied_embeddings: bool = True
   norm_epsilon: float = 1e-6
   init_scale: float = 0.02  # standard deviation of the embedding; matrices use 1/sqrt(fan in)
+  copy_init: bool = False  # attention begins as a copy of what it attends to; small tied models find induction far sooner
   compute_dtype: str = "bfloat16"  # or float32; parameters are always float32
   remat: str = "block"  # none | block: recompute a pattern block in the backward pass
   attention: str = "xla"  # a backend registered in models.attention

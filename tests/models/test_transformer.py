@@ -168,6 +168,17 @@ def test_first_values_have_the_sizes_they_should():
   assert np.std(layer["attention"]["out"]) == pytest.approx((128 * 2 * 4) ** -0.5, rel=0.02)
 
 
+def test_copy_init_makes_a_head_begin_by_copying():
+  config = dataclasses.replace(SMALL, copy_init=True)
+  attention, usual = (params_of(c)["pattern"]["1"]["attention"] for c in (config, SMALL))
+  for query_head, kv_head in enumerate((0, 0, 1, 1)):  # 4 query heads on 2 key/value heads
+    through = jnp.einsum("RDH,RHE->RDE", attention["value"][:, :, kv_head], attention["out"][:, query_head])
+    np.testing.assert_allclose(through, through.swapaxes(1, 2), atol=1e-6)
+    assert (jnp.linalg.eigvalsh(through) > -1e-6).all()
+  np.testing.assert_array_equal(attention["value"], usual["value"])
+  assert jax.tree.map(jnp.shape, attention) == jax.tree.map(jnp.shape, usual)
+
+
 def test_a_tied_head_is_the_embedding_and_an_untied_one_is_not():
   np.testing.assert_array_equal(transformer.head(params_of(), SMALL), params_of()["embedding"]["table"].T)
   untied = dataclasses.replace(SMALL, tied_embeddings=False)

@@ -13,7 +13,7 @@ from maxagent.parallel import Layout, make_mesh
 from maxagent.tracking.writers import read_metrics
 from maxagent.training.loop import Outcome, train
 
-TIMES = ("seconds", "train/tokens_per_second")
+TIMES = ("train/tokens_per_second",)
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def _run(config: Config, workdir: Path, **options: Any) -> Outcome:
 
 
 def _records(workdir: Path) -> list[dict[str, Any]]:
-  return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(workdir / "metrics.jsonl")]
+  """What training itself computed; a run that measures more often also reports its mixture more often."""
+  records = read_metrics(workdir / "metrics.jsonl")
+  return [{k: v for k, v in record.items() if k == "step" or (k.startswith("train/") and k not in TIMES)} for record in records]
 
 
 def test_a_run_that_died_goes_on_as_if_nothing_had_happened(small_run: Config, tmp_path: Path):
