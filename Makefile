@@ -19,7 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 ##@ The two commands of a newcomer
 .PHONY: train
 train: $(DATA)/.trace.done ## Install, build the data, train the quickstart on an 8-device CPU mesh, evaluate, write its report
-	@$(call phase,train,$(CPU_MESH) $(MAXAGENT) train --config=configs/quickstart.py --workdir=$(RUN))
+	$(CPU_MESH) $(MAXAGENT) train --config=configs/quickstart.py --workdir=$(RUN)
 
 .PHONY: test
 test: $(VENV)/.dev.done ## Install what the tests need and run them (all but the slow ones)

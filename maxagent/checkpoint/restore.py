@@ -108,8 +108,8 @@ def restore_params(
 ) -> Restored:
   """Weights alone, for a new run that starts from them: `.state` is built as `abstract_params` is.
 
-  Reads `step`, or the latest good one; `folder` belongs to another run, so a damaged step is passed over and left where it
-  lies.
+  Reads `step`, or the latest good one; `folder` belongs to another run, so a damaged step is passed over and left
+  where it lies.
   """
   folder = pathlib.Path(folder)
   steps = broadcast_json(saved_steps(folder))

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
   config = configs.load(arguments.config_argv)  # before jax is loaded: a mistyped key answers at once
 
   from maxagent.parallel import Layout, make_mesh, processes
+  from maxagent.tracking.ledger import Ledger
   from maxagent.tracking.report import write_report
   from maxagent.training.faults import PREEMPTED_EXIT
   from maxagent.training.loop import train
@@ -47,7 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
   if outcome.preempted:
     print(f"told to stop: saved step {outcome.step}; run the same command to go on")
     return PREEMPTED_EXIT
-  print(summary(outcome.record, report=write_report(arguments.workdir)))
+  report = write_report(arguments.workdir)
+  print(Ledger.load(arguments.workdir).with_outer(arguments.workdir).table())
+  print(summary(outcome.record, report=report))
   return 0
 
 

@@ -19,8 +19,7 @@ class Mask:
   """A query sees a key of its own document, not later than itself, and nearer than `window` positions (None: any distance).
 
   Segment 0 is padding: it sees nothing and nobody sees it. Inside a segment positions increase with the index, which is what
-  lets
-  a backend skip blocks by index alone.
+  lets a backend skip blocks by index alone.
   """
 
   q_segments: Int[Array, "B T"]
