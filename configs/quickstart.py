@@ -31,7 +31,7 @@ def get_config(data: str = "runs/quickstart/data") -> Config:
       sequence_tokens=512,
       global_batch=8,
     ),
-    optimizer=Optimizer(name="adamw", learning_rate=3e-3),
+    optimizer=Optimizer(name="adamw", learning_rate=2e-3),
     schedule=Schedule(warmup_steps=50, decay_steps=100),
     training=Training(steps=700),
     checkpoint=Checkpoint(every_steps=175),

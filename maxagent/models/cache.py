@@ -81,22 +81,36 @@ def _look_up(q_BTNH: Array, k_BKSH: Array, v_BKSH: Array, positions_BT: Array, w
   """Attention of each query to the cache up to its position, at most CHUNK queries at a time."""
   batch, length, heads, size = q_BTNH.shape
   if length <= CHUNK:
-    return _dense(q_BTNH, k_BKSH, v_BKSH, positions_BT, window)
+    return _near(q_BTNH, k_BKSH, v_BKSH, positions_BT, window)
   missing = -length % CHUNK
   q_BTNH = jnp.pad(q_BTNH, ((0, 0), (0, missing), (0, 0), (0, 0)))
-  positions_BT = jnp.pad(positions_BT, ((0, 0), (0, missing)))
+  positions_BT = jnp.pad(positions_BT, ((0, 0), (0, missing)), mode="edge")
   chunks = (q_BTNH.reshape(batch, -1, CHUNK, heads, size).swapaxes(0, 1), positions_BT.reshape(batch, -1, CHUNK).swapaxes(0, 1))
-  out = jax.lax.map(lambda chunk: _dense(chunk[0], k_BKSH, v_BKSH, chunk[1], window), chunks)
+  out = jax.lax.map(lambda chunk: _near(chunk[0], k_BKSH, v_BKSH, chunk[1], window), chunks)
   return out.swapaxes(0, 1).reshape(q_BTNH.shape)[:, :length]
 
 
-def _dense(q_BTNH: Array, k_BKSH: Array, v_BKSH: Array, positions_BT: Array, window: int | None) -> Float[Array, "B T N H"]:
+def _near(q_BTNH: Array, k_BKSH: Array, v_BKSH: Array, positions_BT: Array, window: int | None) -> Float[Array, "B T N H"]:
+  """Attention of a few queries in a row; of a local layer's cache only the part that their windows reach is read."""
+  length = k_BKSH.shape[2]
+  if window is None or (reach := window + q_BTNH.shape[1] - 1) >= length:
+    return _dense(q_BTNH, k_BKSH, v_BKSH, positions_BT[:, :, None] - jnp.arange(length)[None, None], window)
+  start_B = jnp.clip(positions_BT[:, 0] - window + 1, 0, length - reach)
+  cut = jax.vmap(lambda x_KSH, start: jax.lax.dynamic_slice_in_dim(x_KSH, start, reach, axis=1))
+  distance_BTS = positions_BT[:, :, None] - (start_B[:, None, None] + jnp.arange(reach)[None, None])
+  return _dense(q_BTNH, cut(k_BKSH, start_B), cut(v_BKSH, start_B), distance_BTS, window)
+
+
+def _dense(q_BTNH: Array, k_BKSH: Array, v_BKSH: Array, distance_BTS: Array, window: int | None) -> Float[Array, "B T N H"]:
   batch, length, heads, size = q_BTNH.shape
   q_BTKGH = q_BTNH.reshape(batch, length, k_BKSH.shape[1], -1, size) * jnp.asarray(1 / math.sqrt(size), q_BTNH.dtype)
   s_BKGTS = jnp.einsum("BTKGH,BKSH->BKGTS", q_BTKGH, k_BKSH.astype(q_BTNH.dtype), preferred_element_type=jnp.float32)
-  distance_BTS = positions_BT[:, :, None] - jnp.arange(k_BKSH.shape[2])[None, None, :]
   seen_BTS = distance_BTS >= 0 if window is None else (distance_BTS >= 0) & (distance_BTS < window)
   # A finite stand-in for minus infinity: a row that sees nothing (an invalid token) averages everything instead of being NaN.
   p_BKGTS = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], s_BKGTS, -1e30), axis=-1)
-  out_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", p_BKGTS.astype(q_BTNH.dtype), v_BKSH.astype(q_BTNH.dtype))
+  p_BKGTS, v_BKSH = p_BKGTS.astype(q_BTNH.dtype), v_BKSH.astype(q_BTNH.dtype)
+  if length > 1:
+    out_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", p_BKGTS, v_BKSH)
+  else:  # one query: multiplied and summed, as XLA for CPU transposes the whole cache for the product
+    out_BTKGH = jnp.sum(p_BKGTS[:, :, :, 0, :, None] * v_BKSH[:, :, None], axis=3)[:, None]
   return out_BTKGH.reshape(batch, length, heads, size)

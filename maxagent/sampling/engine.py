@@ -39,7 +39,7 @@ class Decoding:
   """How turns are sampled."""
 
   turn_tokens: int = 64  # a turn that is not closed by then is cut; the longest of the generated traces' have about 40
-  block_steps: int = 32  # decode steps between two looks of the host; at least QUEUE_TOKENS
+  block_steps: int = 16  # decode steps between two looks of the host; at least QUEUE_TOKENS
   temperature: float | None = None  # None: greedy
   seed: int = 0  # of the draws; unused when greedy
 
