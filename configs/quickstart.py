@@ -22,18 +22,18 @@ def get_config(data: str = "runs/quickstart/data") -> Config:
   return Config(
     name="quickstart",
     model=Model(
-      vocab_size=2048, hidden_size=128, mlp_size=384, heads=4, kv_heads=2, head_size=32,
-      pattern=("local", "global"), repeats=2, window_tokens=16, copy_init=True, compute_dtype="float32", remat="none",
+      vocab_size=2048, hidden_size=128, mlp_size=192, heads=4, kv_heads=4, head_size=32, pattern=("local", "global"), repeats=2,
+      window_tokens=16, copy_init=True, attention_block_tokens=64, compute_dtype="float32", remat="none",
     ),
     data=Data(
       tokenizer=f"{data}/tokenizer.model",
       sources=(Source(name="trace", path=f"{data}/trace"), Source(name="web", path=f"{data}/web")),
-      sequence_tokens=512,
+      sequence_tokens=256,
       global_batch=8,
     ),
     optimizer=Optimizer(name="adamw", learning_rate=2e-3),
-    schedule=Schedule(warmup_steps=50, decay_steps=100),
-    training=Training(steps=700),
-    checkpoint=Checkpoint(every_steps=175),
-    evaluation=Evaluation(every_steps=175, families=("kv", "files")),
+    schedule=Schedule(warmup_steps=100, decay_steps=300),
+    training=Training(steps=1400),
+    checkpoint=Checkpoint(every_steps=350),
+    evaluation=Evaluation(every_steps=700, families=("kv", "files"), context_tokens=384),
   )  # fmt: skip

@@ -108,9 +108,8 @@ def _dense(q_BTNH: Array, k_BKSH: Array, v_BKSH: Array, distance_BTS: Array, win
   seen_BTS = distance_BTS >= 0 if window is None else (distance_BTS >= 0) & (distance_BTS < window)
   # A finite stand-in for minus infinity: a row that sees nothing (an invalid token) averages everything instead of being NaN.
   p_BKGTS = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], s_BKGTS, -1e30), axis=-1)
-  p_BKGTS, v_BKSH = p_BKGTS.astype(q_BTNH.dtype), v_BKSH.astype(q_BTNH.dtype)
-  if length > 1:
-    out_BTKGH = jnp.einsum("BKGTS,BKSH->BTKGH", p_BKGTS, v_BKSH)
-  else:  # one query: multiplied and summed, as XLA for CPU transposes the whole cache for the product
-    out_BTKGH = jnp.sum(p_BKGTS[:, :, :, 0, :, None] * v_BKSH[:, :, None], axis=3)[:, None]
+  # Queries as one axis R = G * T: with two, XLA for CPU transposes the whole cache for this product.
+  p_BKRS = p_BKGTS.reshape(*k_BKSH.shape[:2], -1, k_BKSH.shape[2]).astype(q_BTNH.dtype)
+  out_BKRH = jnp.einsum("BKRS,BKSH->BKRH", p_BKRS, v_BKSH.astype(q_BTNH.dtype))
+  out_BTKGH = out_BKRH.reshape(*k_BKSH.shape[:2], -1, length, size).transpose(0, 3, 1, 2, 4)
   return out_BTKGH.reshape(batch, length, heads, size)

@@ -16,9 +16,9 @@ LOG_EVERY_SECONDS = 15.0
 class Progress:
   """Shows step, loss, tokens per second and the time left."""
 
-  def __init__(self, steps: int, *, start: int = 0, tokens_per_step: int = 0, console: Console | None = None) -> None:
+  def __init__(self, steps: int, *, start: int = 0, console: Console | None = None) -> None:
     self._console = console or Console()
-    self._steps, self._start, self._tokens_per_step = steps, start, tokens_per_step
+    self._steps, self._start = steps, start
     self._began = self._logged = time.monotonic()
     text, state = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
     columns = (text, BarColumn(), MofNCompleteColumn(), state, TimeRemainingColumn())
@@ -32,15 +32,14 @@ class Progress:
   def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
     self._bar.stop()
 
-  def update(self, step: int, loss: float) -> None:
-    """The step that has just been recorded and its loss in nats."""
+  def update(self, step: int, *, loss: float, tokens_per_second: float) -> None:
+    """The step that has just been recorded, its loss in nats and how fast it went."""
     now = time.monotonic()
-    rate = (step - self._start) / max(now - self._began, 1e-9)
-    state = f"loss {loss:.3f}  {rate * self._tokens_per_step:,.0f} tokens/s"
+    state = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
     self._bar.update(self._task, completed=step, state=state)
     if not self._console.is_terminal and (now - self._logged > LOG_EVERY_SECONDS or step == self._steps):
       self._logged = now
-      left = (self._steps - step) / max(rate, 1e-9)
+      left = (self._steps - step) * (now - self._began) / max(step - self._start, 1)  # evaluations included
       print(f"step {step}/{self._steps}  {state}  {left:.0f} s left", flush=True)
 
 

@@ -26,7 +26,7 @@ class Recorder:
   def __init__(self, config: Config, *, writer: MetricsWriter, ledger: Ledger, start: int) -> None:
     self._config, self._writer, self._ledger = config, writer, ledger
     self._sources = tuple(source.name for source in config.data.sources)
-    self._progress = Progress(config.training.steps, start=start, tokens_per_step=config.tokens_per_step)
+    self._progress = Progress(config.training.steps, start=start)
     self._fetched_at = time.monotonic()
 
   def __enter__(self) -> Self:
@@ -67,7 +67,8 @@ class Recorder:
     """Appends the record of `step` and moves the bar."""
     tokens = step * self._config.tokens_per_step
     self._writer.write(step, record, tokens=tokens, seconds=self._ledger.wall_seconds)
-    self._progress.update(step, record["train/loss"])
+    self._progress.update(step, loss=record["train/loss"], tokens_per_second=record["train/tokens_per_second"])
+    self._fetched_at = time.monotonic()  # an evaluation between the two is no part of the next step
 
 
 def mixture_metrics(report: Mapping[str, Any]) -> Record:
