@@ -22,6 +22,7 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from maxagent.config import Config, Data, Model, Objective, Optimizer, Schedule, Training
@@ -85,13 +86,13 @@ def plain_weights(key: Any) -> dict[str, Any]:
       "out": normal(5, R, D, D).reshape(R, N, H, D),
     },
     "mlp": {"gate": normal(6, R, D, F), "up": normal(7, R, D, F), "down": normal(8, R, F, D)},
-    "attention_norm": {"scale": np.ones((R, D), np.float32)},
-    "mlp_norm": {"scale": np.ones((R, D), np.float32)},
+    "attention_norm": {"scale": jnp.ones((R, D))},
+    "mlp_norm": {"scale": jnp.ones((R, D))},
   }
   return {
     "embedding": {"table": normal(0, VOCAB, D), "head": normal(1, D, VOCAB)},
     "pattern": {"0": layer},
-    "final_norm": {"scale": np.ones((D,), np.float32)},
+    "final_norm": {"scale": jnp.ones((D,))},
   }
 
 
@@ -101,7 +102,7 @@ def measure(steps: int, remat: str) -> dict[str, Any]:
   run, layout = config(steps, remat), Layout()
   optimizer = optimizers.build(run)
   fresh = states.create(run, optimizer, layout)
-  params = jax.tree.map(lambda ours, theirs: jax.numpy.array(theirs), fresh.params, plain_weights(jax.random.key(0)))
+  params = jax.tree.map(lambda ours, theirs: jnp.array(theirs), fresh.params, plain_weights(jax.random.key(0)))
   state = states.TrainState(step=fresh.step, params=params, opt_state=optimizer.init(params))
   began = (time.time(), time.process_time())
   step = compile_step(run, optimizer, layout)

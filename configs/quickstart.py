@@ -35,5 +35,5 @@ def get_config(data: str = "runs/quickstart/data") -> Config:
     schedule=Schedule(warmup_steps=100, decay_steps=300),
     training=Training(steps=1400),
     checkpoint=Checkpoint(every_steps=350),
-    evaluation=Evaluation(every_steps=700, families=("kv", "files"), context_tokens=384),
+    evaluation=Evaluation(every_steps=350, families=("kv", "files"), context_tokens=384),
   )  # fmt: skip
