@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from maxagent.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def path(text: str) -> Path:
@@ -14,8 +17,16 @@ def path(text: str) -> Path:
   if not text:
     raise ConfigError("a path is empty; name a file or a folder (. is this one).")
   if re.match(r"[a-z0-9]+://", text):
-    raise ConfigError(f"{text} is no local path: mount the bucket (Cloud Storage FUSE) and name it there.")
+    raise ConfigError(
+      f"{text} is no local path: mount the bucket (Cloud Storage FUSE) and name it there, "
+      "or work in a local folder and copy it (`gcloud storage cp -r`)."
+    )
   return Path(text)
+
+
+def readable(text: str) -> Path | str:
+  """A local path, or an address in a bucket (gs://)."""
+  return text if text.startswith("gs://") else path(text)
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -31,3 +42,13 @@ def at_least(least: int) -> Callable[[str], int]:
     return value
 
   return number
+
+
+def or_off(parse: Callable[[str], T]) -> Callable[[str], T | None]:
+  """A parser that takes `off` for None."""
+
+  def parsed(text: str) -> T | None:
+    return None if text == "off" else parse(text)
+
+  parsed.__name__ = f"{parse.__name__} or off"
+  return parsed

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
-from maxagent.cli.arguments import at_least, path
+from maxagent.cli.arguments import at_least, or_off, path, readable
 
 if TYPE_CHECKING:
   from maxagent.tokenizer import Tokenizer
 
 HELP = "turn text or traces into shards that training reads"
 DESCRIPTION = """\
-Reads documents, drops exact duplicates, encodes them and writes DIR/train and DIR/heldout. What was rejected lies in
-DIR/rejects.jsonl with the reason.
+Reads documents, drops duplicates, removes secrets, encodes what remains and writes DIR/train and DIR/heldout. What was
+rejected lies in DIR/rejects.jsonl with the reason. A build that was killed goes on where it was: start it again.
 
   --kind=web     text: jsonl, jsonl.gz, jsonl.zst, parquet, txt, md, html; without FILES this machine's Python documentation
   --kind=trace   agent traces: folders of `maxagent data generate`, or files of the formats below
@@ -35,7 +36,7 @@ def add_parser(verbs: Any) -> None:
   parser.add_argument("inputs", nargs="*", type=path, metavar="FILES", help="files or folders, read in sorted order")
   parser.add_argument("--kind", required=True, choices=("web", "trace"), help="what the files hold")
   parser.add_argument("--output", required=True, type=path, metavar="DIR", help="folder for the shards")
-  parser.add_argument("--tokenizer", type=path, metavar="FILE", help="tokenizer model; without it one is trained into DIR")
+  parser.add_argument("--tokenizer", type=readable, metavar="FILE", help="a tokenizer (see docs/data.md); without it one is trained into DIR")
   parser.add_argument(
     "--vocab-size", type=at_least(1), metavar="V", help="of a tokenizer trained here (default 2048, or less for little text)"
   )
@@ -54,12 +55,42 @@ def add_parser(verbs: Any) -> None:
   parser.add_argument(
     "--heldout", type=int, default=20, metavar="PERMILLE", help="documents held out, chosen by hash (default 20)"
   )
+  parser.add_argument(
+    "--processes", type=at_least(1), metavar="N", help="that read and encode (default: one for each core, few for little data)"
+  )
+  safety = parser.add_argument_group("what should not be learned", "Each is counted; the counts stand in the index.")
+  safety.add_argument("--keep-secrets", action="store_true", help="leave keys, tokens and passwords where they are")
+  safety.add_argument(
+    "--near-duplicates",
+    type=or_off(float),
+    default=0.8,
+    metavar="SIMILARITY",
+    help="drop documents that share this much of their word 5-grams with an earlier one, or off (default 0.8)",
+  )
+  safety.add_argument(
+    "--exclude",
+    action="append",
+    default=[],
+    metavar="NAME=FILE",
+    help="a test set (jsonl, json, txt): documents with 13 words in a row of it are dropped; may be given again",
+  )
+  safety.add_argument(
+    "--contaminated", choices=("reject", "count"), default="reject", help="what becomes of those documents (default reject)"
+  )
+  safety.add_argument(
+    "--repeats",
+    type=or_off(at_least(2)),
+    default=32,
+    metavar="N",
+    help="mute 1 to 13 tokens that come N times in a row, or off (default 32)",
+  )
   parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
   """Builds and prints what was read, kept and left out."""
   from maxagent.data.build import BuildOptions, build
+  from maxagent.data.safety import EvaluationSet, SafetyOptions
   from maxagent.errors import ConfigError
   from maxagent.tracking.progress import Counter
 
@@ -69,6 +100,14 @@ def run(arguments: argparse.Namespace) -> int:
     heldout_per_mille=arguments.heldout,
     streams=arguments.streams,
     byte_cap=arguments.byte_cap,
+    processes=arguments.processes or getattr(os, "process_cpu_count", os.cpu_count)() or 1,
+    safety=SafetyOptions(
+      secrets=not arguments.keep_secrets,
+      near_duplicates=arguments.near_duplicates,
+      evaluation_sets=tuple(map(EvaluationSet.parse, arguments.exclude)),
+      contaminated=arguments.contaminated,
+      repeats=arguments.repeats,
+    ),
   )
   if arguments.kind == "trace" and not arguments.inputs:
     raise ConfigError("--kind=trace needs folders of traces; name some, or write them with `maxagent data generate`.")
@@ -82,6 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
       options=options,
       progress=lambda documents, tokens: counter.update(documents, None),
     )
+  if summary.units_found:
+    print(f"went on with a build that was cut short: {summary.units_found} of its parts were ready")
   print("  ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in summary.counts.items()))
   for name, split in (("train", summary.train), ("heldout", summary.heldout)):
     print(f"{name:<8} {split.documents:,} documents, {split.tokens:,} tokens")

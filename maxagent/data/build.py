@@ -1,39 +1,53 @@
-"""Sources to encoded shards: exact duplicates removed, held-out documents chosen by hash, everything counted.
+"""Sources to encoded shards: duplicates removed, held-out documents chosen by hash, everything counted.
 
 OUTPUT/train, OUTPUT/heldout   the splits (see shards)
 OUTPUT/rejects.jsonl           what was not read: {"origin", "reason", "undecodable"} per line
 OUTPUT/manifest.json           of a harvest: what was found, with a digest
+OUTPUT/.unfinished             of a build that is under way
+
+Any number of processes prepare the documents, a unit of some megabytes at a time (see `prepare`); one puts them in order. A
+unit's result is kept in `.unfinished` under the digest of its records, so a build that was killed, started again, prepares only
+what is left. The shards are the same bytes however often it was killed and whatever number of processes worked on them.
 """
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
+import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING
 
-import xxhash
-
-from maxagent.data.encode import encode_texts, encode_traces
+import maxagent
 from maxagent.data.harvest import BYTE_CAP, harvest
-from maxagent.data.shards import ShardIndex, ShardWriter
-from maxagent.data.source_items import PART_BYTES, Reject, SourceDocument, cut_text
-from maxagent.data.sources import Paths, SourceTrace, read_documents, read_traces
-from maxagent.errors import ConfigError, EmptySourceError, UndecodableError
+from maxagent.data.prepare import Prepared, Preparer, Unit, pack, unit_key, unpack
+from maxagent.data.safety import SafetyOptions, count_names
+from maxagent.data.shards import FORMAT_VERSION, ShardIndex, ShardWriter, file_digest
+from maxagent.data.source_items import PART_BYTES, Reject
+from maxagent.data.sources import Part, Paths, harvest_parts, text_parts, trace_parts
+from maxagent.errors import ConfigError, DataError, EmptySourceError, UndecodableError
 from maxagent.tokenizer import Tokenizer
 from maxagent.traces import loaders
-from maxagent.traces.schema import RESERVED, Trace
+from maxagent.traces.schema import RESERVED
+
+if TYPE_CHECKING:
+  from maxagent.data.safety.duplicates import NearDuplicates
 
 KINDS = ("web", "trace")
 SPLITS = ("train", "heldout")
 UNFINISHED = ".unfinished"  # subfolder of a build that is under way; what stood there before stays until its end
-# Texts handed to the tokenizer at once: enough to keep its threads busy, little enough to hold.
-_ENCODE_BYTES = 2 << 20
+_UNIT_BYTES = 2 << 20  # of records: enough to keep a tokenizer's threads busy, little enough to hold
+_FEW_UNITS = 4  # so few are prepared here: starting processes takes longer
+_AHEAD = 3  # units that are under way or wait to be written, per process
 Progress = Callable[[int, int], None]
-Item = SourceDocument | SourceTrace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,11 +61,13 @@ class BuildOptions:
   part_bytes: int = PART_BYTES  # a longer text is cut at paragraph ends
   shard_tokens: int = 1 << 26  # a shard is closed at this size, about 130 MB
   byte_cap: int = BYTE_CAP  # of a harvest
+  safety: SafetyOptions = dataclasses.field(default_factory=SafetyOptions)
+  processes: int = 1  # that prepare documents; more than one needs a main module that can be imported (`if __name__ ...`)
 
   def __post_init__(self) -> None:
     if not 0 <= self.heldout_per_mille < 1000:
       raise ConfigError(f"heldout_per_mille is {self.heldout_per_mille}; expected 0 to 999 documents of a thousand.")
-    for name in ("streams", "part_bytes", "shard_tokens", "byte_cap"):
+    for name in ("streams", "part_bytes", "shard_tokens", "byte_cap", "processes"):
       if getattr(self, name) < (4 if name == "part_bytes" else 1):
         raise ConfigError(f"{name} is {getattr(self, name)}; expected {4 if name == 'part_bytes' else 1} or more.")
 
@@ -65,6 +81,7 @@ class BuildSummary:
   train: ShardIndex
   heldout: ShardIndex
   counts: dict[str, int]
+  units_found: int  # that a killed build had left ready
 
 
 def build(
@@ -93,18 +110,17 @@ def build(
   """
   options = options or BuildOptions()
   folder = pathlib.Path(output)
-  items = _items(kind, folder, inputs, options)
-  folder.mkdir(parents=True, exist_ok=True)
+  parts = _parts(kind, folder, inputs, options)
   unfinished = folder / UNFINISHED
-  shutil.rmtree(unfinished, ignore_errors=True)
+  for split in SPLITS:
+    shutil.rmtree(unfinished / split, ignore_errors=True)
+  (unfinished / "units").mkdir(parents=True, exist_ok=True)
+  store = _Store(unfinished / "units", _fingerprint(tokenizer, options))
   builder = _Builder(kind, unfinished, tokenizer, options)
   with (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects:
-    for number, item in enumerate(items, 1):
-      builder.counts["read"] += 1
-      reject = item if isinstance(item, Reject) else builder.add(item)
+    for number, prepared in enumerate(_prepared(_units(parts), store, tokenizer, options), 1):
+      reject = builder.add(prepared)
       if reject is not None:
-        builder.counts["rejected"] += 1
-        builder.counts["undecodable"] += reject.undecodable
         rejects.write(json.dumps(dataclasses.asdict(reject)) + "\n")
       if progress is not None and number % 100 == 0:
         progress(number, builder.tokens)
@@ -112,36 +128,135 @@ def build(
   for split in SPLITS:
     shutil.rmtree(folder / split, ignore_errors=True)
     (unfinished / split).rename(folder / split)
-  unfinished.rmdir()
+  shutil.rmtree(unfinished)
   if progress is not None:
     progress(builder.counts["read"], builder.tokens)
-  return BuildSummary(kind=kind, output=str(folder), train=train, heldout=heldout, counts=dict(builder.counts))
+  counts = dict(builder.counts)
+  return BuildSummary(kind=kind, output=str(folder), train=train, heldout=heldout, counts=counts, units_found=store.found)
 
 
-def _items(kind: str, folder: pathlib.Path, inputs: Paths, options: BuildOptions) -> Iterable[Item | Reject]:
+def _parts(kind: str, folder: pathlib.Path, inputs: Paths, options: BuildOptions) -> Iterable[Part | Reject]:
   if kind not in KINDS:
     raise ConfigError(f"kind is {kind!r}; expected {' or '.join(KINDS)}.")
   if kind == "trace":
     if not inputs:
       raise ConfigError("kind is 'trace' and no input is named; give a folder that `maxagent data generate` wrote.")
-    return read_traces(inputs, format=options.format)
-  return read_documents(inputs, text_field=options.text_field) if inputs else _harvested(folder, options)
+    return trace_parts(inputs, format=options.format)
+  return text_parts(inputs, text_field=options.text_field) if inputs else _harvested(folder, options)
 
 
-def _harvested(folder: pathlib.Path, options: BuildOptions) -> Iterator[SourceDocument | Reject]:
+def _harvested(folder: pathlib.Path, options: BuildOptions) -> Iterator[Part | Reject]:
   harvested = harvest(options.byte_cap)
   (folder / "manifest.json").write_text(json.dumps(harvested.manifest, indent=1), encoding="utf-8")
-  yield from harvested.items
+  yield from harvest_parts(harvested.items)
+
+
+def _units(parts: Iterable[Part | Reject]) -> Iterator[Unit]:
+  unit: list[Part | Reject] = []
+  size = 0
+  for part in parts:
+    unit.append(part)
+    size += 1 if isinstance(part, Reject) else part.bytes
+    if size >= _UNIT_BYTES:
+      yield unit
+      unit, size = [], 0
+  if unit:
+    yield unit
+
+
+def _fingerprint(tokenizer: Tokenizer, options: BuildOptions) -> bytes:
+  """All that a unit's result depends on besides its records."""
+  sets = [file_digest(s.path) for s in options.safety.evaluation_sets if os.path.isfile(s.path)]
+  how = [maxagent.__version__, FORMAT_VERSION, tokenizer.digest, options.part_bytes, dataclasses.asdict(options.safety), sets]
+  return json.dumps(how).encode()
+
+
+class _Store:
+  """Results of units, each in a file of its own; `found` counts those that were there already."""
+
+  def __init__(self, folder: pathlib.Path, fingerprint: bytes) -> None:
+    self._folder = folder
+    self._fingerprint = fingerprint
+    self.found = 0
+
+  def path(self, unit: Unit) -> pathlib.Path:
+    """Where the result of a unit is kept."""
+    return self._folder / unit_key(unit, self._fingerprint)
+
+  def get(self, path: pathlib.Path) -> list[Prepared] | None:
+    """A result that is there and whole."""
+    prepared = unpack(path.read_bytes()) if path.is_file() else None
+    self.found += prepared is not None
+    return prepared
+
+
+def _prepared(units: Iterator[Unit], store: _Store, tokenizer: Tokenizer, options: BuildOptions) -> Iterator[Prepared]:
+  """What became of every document, in order."""
+  few = list(itertools.islice(units, _FEW_UNITS))
+  units = itertools.chain(few, units)
+  if options.processes == 1 or len(few) < _FEW_UNITS:
+    preparer = Preparer(tokenizer, options.safety, part_bytes=options.part_bytes)
+    for unit in units:
+      path = store.path(unit)
+      yield from store.get(path) or _kept(path, preparer(unit))
+    return
+  context = multiprocessing.get_context("spawn")
+  arguments = (tokenizer, options.safety, options.part_bytes)
+  pool = concurrent.futures.ProcessPoolExecutor(options.processes, context, _start, arguments)
+  under_way: collections.deque[tuple[pathlib.Path, list[Prepared] | None, concurrent.futures.Future[None] | None]]
+  under_way = collections.deque()
+  try:
+    while True:
+      for unit in itertools.islice(units, _AHEAD * options.processes - len(under_way)):
+        path = store.path(unit)
+        found = store.get(path)
+        under_way.append((path, found, None if found is not None else pool.submit(_prepare, path, unit)))
+      if not under_way:
+        return
+      path, found, future = under_way.popleft()
+      if future is not None:
+        future.result()
+        found = unpack(path.read_bytes())
+      if found is None:
+        raise DataError(f"{path} was written and then changed; build the data again.")
+      yield from found
+  except BrokenProcessPool as error:
+    raise DataError(
+      "a process of the build was ended from outside, mostly for want of memory; start the build again with fewer processes: "
+      "it goes on where it was."
+    ) from error
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _kept(path: pathlib.Path, prepared: list[Prepared]) -> list[Prepared]:
+  partial = path.with_suffix(f".{os.getpid()}")
+  partial.write_bytes(pack(prepared))
+  partial.replace(path)
+  return prepared
+
+
+_preparer: Preparer | None = None  # of a process of the pool
+
+
+def _start(tokenizer: Tokenizer, safety: SafetyOptions, part_bytes: int) -> None:
+  global _preparer
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process answers it
+  _preparer = Preparer(tokenizer, safety, part_bytes=part_bytes, threads=1)
+
+
+def _prepare(path: pathlib.Path, unit: Unit) -> None:
+  assert _preparer is not None
+  _kept(path, _preparer(unit))
 
 
 class _Builder:
-  """Accepts items one by one: counts, removes duplicates, chooses the split, encodes in batches."""
+  """Accepts documents one by one, in order: counts, removes duplicates, chooses the split, writes."""
 
   def __init__(self, kind: str, folder: pathlib.Path, tokenizer: Tokenizer, options: BuildOptions) -> None:
-    self.counts = collections.Counter(dict.fromkeys(("read", "duplicates", "rejected", "undecodable", "reserved_spellings"), 0))
+    names = ("read", "duplicates", "rejected", "undecodable", "reserved_spellings", *count_names(options.safety))
+    self.counts = collections.Counter(dict.fromkeys(names, 0))
     self.tokens = 0
-    self._tokenizer = tokenizer
-    self._part_bytes = options.part_bytes
     self._writers = {
       split: ShardWriter(
         folder / split, kind=kind, tokenizer_digest=tokenizer.digest, vocab_size=tokenizer.vocab_size,
@@ -149,63 +264,46 @@ class _Builder:
       )
       for split in SPLITS
     }  # fmt: skip
-    self._holdout = _Holdout(options.heldout_per_mille, options.part_bytes)
+    self._holdout = _Holdout(options.heldout_per_mille)
     self._seen: set[bytes] = set()
-    self._pending: list[tuple[Item, str]] = []
-    self._pending_bytes = 0
+    self._near: NearDuplicates | None = None
+    if options.safety.near_duplicates is not None:
+      from maxagent.data.safety.duplicates import NearDuplicates
 
-  def add(self, item: Item) -> Reject | None:
+      self._near = NearDuplicates(options.safety.near_duplicates)
+
+  def add(self, prepared: Prepared) -> Reject | None:
     """Takes a document; returns why not, if it is not taken."""
-    try:
-      key = _content(item).encode()
-    except UnicodeEncodeError as error:
-      return Reject(item.origin, f"a lone surrogate at character {error.start}, which is no Unicode", undecodable=True)
-    if not key.strip():
-      return Reject(item.origin, "empty")
-    digest = xxhash.xxh3_128_digest(key)
-    if digest in self._seen:
+    self.counts["read"] += 1
+    if prepared.digest in self._seen:
       self.counts["duplicates"] += 1
       return None
-    self._seen.add(digest)
-    group = item.group if isinstance(item, SourceDocument) else None
-    if isinstance(item, SourceTrace):
-      self.counts[f"{item.format}_traces"] += 1
-      self.counts["segments"] += len(item.trace.segments)
-      self.counts["failed_calls"] += sum(s.role == "call" and s.status == "err" for s in item.trace.segments)
-    self._put(self._holdout.place(item, xxhash.xxh3_64_intdigest(group.encode() if group else key, seed=1)))
-    return None
+    if prepared.digest:
+      self._seen.add(prepared.digest)
+    reject = prepared.reject
+    if reject is None and self._near is not None and (earlier := self._near.find(prepared.signature, prepared.origin)):
+      self.counts.update(["near_duplicates", "rejected"])
+      return Reject(prepared.origin, f"nearly the same as {earlier}")
+    self.counts.update(prepared.counts)
+    if reject is None:
+      self._write(self._holdout.place(prepared))
+    else:
+      self.counts.update(rejected=1, undecodable=reject.undecodable)
+    return reject
 
   def finish(self, output: pathlib.Path) -> tuple[ShardIndex, ShardIndex]:
-    """Writes what is pending, and the indices of train and heldout; `output` is named if there is nothing to write."""
-    self._put(self._holdout.rest())
-    self._encode()
+    """Writes the indices of train and heldout; `output` is named if there is nothing to write."""
+    self._write(self._holdout.rest())
     if not self.tokens:
       self._raise_empty(output)
-    counts = dict(self.counts)
-    train, heldout = (self._writers[split].close(counts) for split in SPLITS)
+    train, heldout = (self._writers[split].close(dict(self.counts)) for split in SPLITS)
     return train, heldout
 
-  def _put(self, placed: Sequence[tuple[Item, str]]) -> None:
-    for item, split in placed:
-      text = _content(item)
-      self.counts["reserved_spellings"] += self._tokenizer.count_reserved_spellings(text)
-      self._pending.append((item, split))
-      self._pending_bytes += len(text)
-    if self._pending_bytes > _ENCODE_BYTES:
-      self._encode()
-
-  def _encode(self) -> None:
-    for split in SPLITS:
-      items = [item for item, where in self._pending if where == split]
-      traces = [item.trace for item in items if isinstance(item, SourceTrace)]
-      parts = [part for item in items if isinstance(item, SourceDocument) for part in cut_text(item.text, self._part_bytes)]
-      documents = encode_traces(traces, self._tokenizer) + encode_texts(parts, self._tokenizer)
-      sizes = [_trace_bytes(trace) for trace in traces] + [len(part.encode()) for part in parts]
-      for document, size in zip(documents, sizes, strict=True):
+  def _write(self, placed: Sequence[tuple[Prepared, str]]) -> None:
+    for prepared, split in placed:
+      for document, size in zip(prepared.documents, prepared.text_bytes, strict=True):
         self._writers[split].add(document, size)
         self.tokens += len(document)
-    self._pending.clear()
-    self._pending_bytes = 0
 
   def _raise_empty(self, output: pathlib.Path) -> None:
     counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in self.counts.items())
@@ -216,52 +314,42 @@ class _Builder:
 class _Holdout:
   """Chooses held-out documents by hash; there is one at least, unless all there is is one short document."""
 
-  def __init__(self, per_mille: int, part_bytes: int) -> None:
+  def __init__(self, per_mille: int) -> None:
     self._per_mille = per_mille
-    self._part_bytes = part_bytes
     self._trained = 0
-    # While nothing is held out, the document with the lowest hash so far waits here.
-    self._candidate: tuple[int, Item] | None = None
+    self._candidate: Prepared | None = None  # while nothing is held out, the document with the lowest hash so far waits here
     self._found = per_mille == 0
 
-  def place(self, item: Item, digest: int) -> list[tuple[Item, str]]:
+  def place(self, prepared: Prepared) -> list[tuple[Prepared, str]]:
     """The documents whose split is now known."""
-    if digest % 1000 < self._per_mille:
+    if prepared.place % 1000 < self._per_mille:
       self._found = True
-      return [*self._release(), (item, "heldout")]
-    if self._found or (self._candidate is not None and self._candidate[0] <= digest):
+      return [*self._release(), (prepared, "heldout")]
+    if self._found or (self._candidate is not None and self._candidate.place <= prepared.place):
       self._trained += 1
-      return [(item, "train")]
+      return [(prepared, "train")]
     released = self._release()
-    self._candidate = (digest, item)
+    self._candidate = prepared
     return released
 
-  def rest(self) -> list[tuple[Item, str]]:
+  def rest(self) -> list[tuple[Prepared, str]]:
     """The document that still waits, at the end. If it is the only one, its last part is held out."""
-    if self._candidate is None or self._found:
+    waiting = self._candidate
+    if waiting is None or self._found:
       return self._release()
-    item = self._candidate[1]
     if self._trained:
-      return [(item, "heldout")]
-    if isinstance(item, SourceDocument) and len(parts := cut_text(item.text, self._part_bytes)) > 1:
-      train, heldout = (dataclasses.replace(item, text=text) for text in ("".join(parts[:-1]), parts[-1]))
-      return [(train, "train"), (heldout, "heldout")]
+      return [(waiting, "heldout")]
+    if len(waiting.documents) > 1:
+      return [(_cut(waiting, slice(None, -1)), "train"), (_cut(waiting, slice(-1, None)), "heldout")]
     return self._release()
 
-  def _release(self) -> list[tuple[Item, str]]:
+  def _release(self) -> list[tuple[Prepared, str]]:
     if self._candidate is None:
       return []
-    item, self._candidate = self._candidate[1], None
+    released, self._candidate = self._candidate, None
     self._trained += 1
-    return [(item, "train")]
+    return [(released, "train")]
 
 
-def _content(item: Item) -> str:
-  """What makes a document the same as another: the text; of a trace everything but its id."""
-  if isinstance(item, SourceDocument):
-    return item.text
-  return dataclasses.replace(item.trace, id="").to_json()
-
-
-def _trace_bytes(trace: Trace) -> int:
-  return sum(len(segment.text.encode()) + len((segment.args or "").encode()) for segment in trace.segments)
+def _cut(prepared: Prepared, parts: slice) -> Prepared:
+  return dataclasses.replace(prepared, documents=prepared.documents[parts], text_bytes=prepared.text_bytes[parts])

@@ -18,9 +18,9 @@ def encode_text(text: str, tokenizer: Tokenizer) -> Document:
   return encode_texts([text], tokenizer)[0]
 
 
-def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> list[Document]:
+def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, *, threads: int | None = None) -> list[Document]:
   """`encode_text` of each, with one call of the tokenizer."""
-  return [_text_document(ids, tokenizer) for ids in tokenizer.encode_batch(texts)]
+  return [_text_document(ids, tokenizer) for ids in tokenizer.encode_batch(texts, threads=threads)]
 
 
 def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Document:
@@ -29,18 +29,18 @@ def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Document:
   Example, a goal `g` that is one token:
       pieces [<|goal|>, g, <|end|>] give ids [goal, g, end] and roles [GOAL, GOAL, GOAL]
   """
-  return _encode_all([pieces], tokenizer)[0]
+  return _encode_all([pieces], tokenizer, None)[0]
 
 
-def encode_traces(traces: Iterable[Trace], tokenizer: Tokenizer) -> list[Document]:
+def encode_traces(traces: Iterable[Trace], tokenizer: Tokenizer, *, threads: int | None = None) -> list[Document]:
   """Each trace rendered and encoded, with one call of the tokenizer for all of them."""
-  return _encode_all([render(trace) for trace in traces], tokenizer)
+  return _encode_all([render(trace) for trace in traces], tokenizer, threads)
 
 
-def _encode_all(documents: Sequence[Sequence[Piece]], tokenizer: Tokenizer) -> list[Document]:
+def _encode_all(documents: Sequence[Sequence[Piece]], tokenizer: Tokenizer, threads: int | None) -> list[Document]:
   # A piece is a few tokens: a call of the tokenizer for each would cost more than its encoding. Traces also repeat themselves.
   texts = list(dict.fromkeys(piece.text for pieces in documents for piece in pieces if not piece.marker))
-  ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+  ids = dict(zip(texts, tokenizer.encode_batch(texts, threads=threads), strict=True))
   markers = {name: [tokenizer.id(name)] for name in {p.text for pieces in documents for p in pieces if p.marker}}
   return [_document(pieces, [(markers if p.marker else ids)[p.text] for p in pieces]) for pieces in documents]
 

@@ -1,9 +1,13 @@
-"""Other people's files to texts and traces. Nothing is dropped in silence: what is not read comes out as a `Reject`."""
+"""Other people's files to texts and traces. Nothing is dropped in silence: what is not read comes out as a `Reject`.
+
+Files are first cut into `Part`s, records not yet parsed (`text_parts`, `trace_parts`), which any process can parse (`items`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -11,7 +15,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from maxagent.data.harvest import harvest
 from maxagent.data.source_items import Reject, SourceDocument, decode_text
@@ -19,10 +23,15 @@ from maxagent.errors import DamagedShardError, DataError, UndecodableError
 from maxagent.traces import loaders
 from maxagent.traces.schema import Trace
 
-__all__ = ["Reject", "SourceDocument", "SourceTrace", "harvest", "read_documents", "read_traces"]
+__all__ = [
+  "Item", "Part", "Reject", "SourceDocument", "SourceTrace", "harvest", "harvest_parts", "items", "read_documents",
+  "read_traces", "text_parts", "trace_parts",
+]  # fmt: skip
 
 Paths = Sequence[str | os.PathLike[str]]
 _BLOCK_BYTES = 1 << 20
+_PART_BYTES = 1 << 20  # of records that are parsed together
+_PART_RECORDS = 1024
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,6 +43,22 @@ class SourceTrace:
   format: str
 
 
+Item = SourceDocument | SourceTrace
+
+
+class Part(NamedTuple):
+  """Some records of one file in order, not yet parsed: (bytes, or what a parquet file or the harvest gives; origin)."""
+
+  reader: str  # a suffix of texts, how a trace's file is cut into records, or "harvest"
+  option: str  # the text field, or the format of traces
+  records: tuple[tuple[Any, str], ...]
+
+  @property
+  def bytes(self) -> int:
+    """Size of what is bytes or text among the records."""
+    return sum(_size(record) for record, _ in self.records)
+
+
 def read_documents(paths: Paths, *, text_field: str = "text") -> Iterator[SourceDocument | Reject]:
   """Documents of files and folders (walked in sorted order): jsonl, jsonl.gz, jsonl.zst, parquet, txt, md, rst, html by suffix.
 
@@ -42,14 +67,11 @@ def read_documents(paths: Paths, *, text_field: str = "text") -> Iterator[Source
     text_field: the field of a JSON line, or column of a parquet file, that holds the text.
 
   Raises:
-    DataError: no such path, an unknown suffix, or no record of a file has `text_field`.
+    DataError: no such path, an unknown suffix, or the first record of a file has no `text_field`.
     UndecodableError: a file is not what its suffix says.
   """
-  for path in _files(paths, _READERS):
-    if isinstance(path, Reject):
-      yield path
-    else:
-      yield from _READERS[_suffix(path, _READERS)](path, text_field)
+  for part in text_parts(paths, text_field=text_field):
+    yield from (part,) if isinstance(part, Reject) else _texts(part)
 
 
 def read_traces(paths: Paths, *, format: str = loaders.AUTO) -> Iterator[SourceTrace | Reject]:
@@ -65,26 +87,98 @@ def read_traces(paths: Paths, *, format: str = loaders.AUTO) -> Iterator[SourceT
     DamagedShardError: an ArrayRecord file is damaged.
     UndecodableError: a file is not what its suffix says.
   """
+  for part in trace_parts(paths, format=format):
+    yield from (part,) if isinstance(part, Reject) else _traces(part)
+
+
+def text_parts(paths: Paths, *, text_field: str = "text") -> Iterator[Part | Reject]:
+  """The files of `read_documents`, unparsed."""
+  for path in _files(paths, _TEXTS):
+    if isinstance(path, Reject):
+      yield path
+      continue
+    suffix = _suffix(path, _TEXTS)
+    if suffix == ".parquet":
+      records = _parquet_column(path, text_field)
+    elif suffix.startswith(".jsonl"):
+      records = _checked_lines(path, text_field)
+    else:
+      records = iter([(path.read_bytes(), str(path))])
+    yield from _parts(suffix, text_field, records)
+
+
+def trace_parts(paths: Paths, *, format: str = loaders.AUTO) -> Iterator[Part | Reject]:
+  """The files of `read_traces`, unparsed; their format is chosen."""
   for path in _files(paths, loaders.SUFFIXES):
     if isinstance(path, Reject):
       yield path
       continue
-    reading = loaders.read(_records(path), format=format)
-    for item in reading.items:
-      if isinstance(item, loaders.Refused):
-        yield Reject(item.origin, str(item.error), undecodable=item.undecodable)
-      else:
-        yield SourceTrace(item.trace, item.origin, reading.format)
+    how = loaders.SUFFIXES[_suffix(path, loaders.SUFFIXES)]
+    yield from _parts(how, loaders.choose_format(_cut(_blobs(path, how), how), format), _blobs(path, how))
 
 
-def _records(path: pathlib.Path) -> Iterator[loaders.Record | loaders.Refused]:
-  suffix = _suffix(path, loaders.SUFFIXES)
-  how = loaders.SUFFIXES[suffix]
+def harvest_parts(found: Iterable[SourceDocument | Reject]) -> Iterator[Part | Reject]:
+  """What was harvested, as parts."""
+  documents: list[tuple[Any, str]] = []
+  for item in found:
+    if isinstance(item, Reject):
+      yield item
+    else:
+      documents.append((item, item.origin))
+  yield from _parts("harvest", "", documents)
+
+
+def items(part: Part) -> Iterator[Item | Reject]:
+  """The documents or traces of a part."""
+  if part.reader == "harvest":
+    return (document for document, _ in part.records)
+  return _traces(part) if part.reader in loaders.SUFFIXES.values() else _texts(part)
+
+
+def _parts(reader: str, option: str, records: Iterable[tuple[Any, str]]) -> Iterator[Part]:
+  held: list[tuple[Any, str]] = []
+  room = _PART_BYTES
+  for record in records:
+    held.append(record)
+    room -= _size(record[0])
+    if room <= 0 or len(held) == _PART_RECORDS:
+      yield Part(reader, option, tuple(held))
+      held, room = [], _PART_BYTES
+  if held:
+    yield Part(reader, option, tuple(held))
+
+
+def _size(record: Any) -> int:
+  if isinstance(record, SourceDocument):
+    return len(record.text)
+  return len(record) if isinstance(record, bytes | str) else 0
+
+
+def _texts(part: Part) -> Iterator[SourceDocument | Reject]:
+  read = _TEXTS[part.reader]
+  return (read(record, origin, part.option) for record, origin in part.records)
+
+
+def _traces(part: Part) -> Iterator[SourceTrace | Reject]:
+  for item in loaders.load(_cut(part.records, part.reader), part.option):
+    if isinstance(item, loaders.Refused):
+      yield Reject(item.origin, str(item.error), undecodable=item.undecodable)
+    else:
+      yield SourceTrace(item.trace, item.origin, part.option)
+
+
+def _blobs(path: pathlib.Path, how: str) -> Iterator[tuple[Any, str]]:
   if how == "rows":
-    return (loaders.Record(row, origin) for row, origin in _parquet_rows(path))
+    return _parquet_rows(path)
   if how == "document":
-    return loaders.cut([(b"".join(_blocks(path)), str(path))], how)
-  return loaders.cut(_array_records(path) if suffix == ".array_record" else _json_lines(path), how)
+    return iter([(b"".join(_blocks(path)), str(path))])
+  return _array_records(path) if path.name.lower().endswith(".array_record") else _json_lines(path)
+
+
+def _cut(blobs: Iterable[tuple[Any, str]], how: str) -> Iterator[loaders.Record | loaders.Refused]:
+  if how == "rows":
+    return itertools.starmap(loaders.Record, blobs)
+  return loaders.cut(blobs, "document" if how == "document" else "lines")
 
 
 def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -124,33 +218,41 @@ def _files(paths: Paths, known: Iterable[str]) -> Iterator[pathlib.Path | Reject
       yield given
 
 
-def _read_text(path: pathlib.Path, text_field: str) -> Iterator[SourceDocument | Reject]:
-  yield decode_text(path.read_bytes(), str(path))
+def _text(data: bytes, origin: str, text_field: str) -> SourceDocument | Reject:
+  return decode_text(data, origin)
 
 
-def _read_json_lines(path: pathlib.Path, text_field: str) -> Iterator[SourceDocument | Reject]:
-  found = False
+def _json_text(line: bytes, origin: str, text_field: str) -> SourceDocument | Reject:
+  try:
+    record = json.loads(line.decode("utf-8-sig"))
+  except UnicodeDecodeError as error:
+    return Reject(origin, f"not UTF-8: {error}", undecodable=True)
+  except (ValueError, RecursionError) as error:
+    return Reject(origin, f"not JSON: {error}")
+  if not isinstance(record, dict):
+    return Reject(origin, f"a JSON {type(record).__name__} where an object was expected")
+  if text_field not in record:
+    return Reject(origin, f"no field {text_field!r}; it has {', '.join(map(str, record))}")
+  return _field(record[text_field], origin, text_field)
+
+
+def _checked_lines(path: pathlib.Path, text_field: str) -> Iterator[tuple[bytes, str]]:
+  """The lines, once the first object is seen to have the field: a wrong name is told before a terabyte is rejected."""
+  checked = False
   for line, origin in _json_lines(path):
-    try:
-      record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-      yield Reject(origin, f"not UTF-8: {error}", undecodable=True)
-      continue
-    except (ValueError, RecursionError) as error:
-      yield Reject(origin, f"not JSON: {error}")
-      continue
-    if not isinstance(record, dict):
-      yield Reject(origin, f"a JSON {type(record).__name__} where an object was expected")
-    elif text_field in record:
-      found = True
-      yield _field(record[text_field], origin, text_field)
-    elif not found:
-      raise _no_field(path, text_field, record)
-    else:
-      yield Reject(origin, f"no field {text_field!r}; it has {', '.join(map(str, record))}")
+    if not checked:
+      try:
+        record = json.loads(line.decode("utf-8-sig"))
+      except (ValueError, RecursionError):
+        record = None
+      if isinstance(record, dict):
+        checked = True
+        if text_field not in record:
+          raise _no_field(path, text_field, record)
+    yield line, origin
 
 
-def _read_parquet(path: pathlib.Path, text_field: str) -> Iterator[SourceDocument | Reject]:
+def _parquet_column(path: pathlib.Path, text_field: str) -> Iterator[tuple[Any, str]]:
   import pyarrow  # 0.3 s, needed for this format alone
   import pyarrow.parquet
 
@@ -162,7 +264,7 @@ def _read_parquet(path: pathlib.Path, text_field: str) -> Iterator[SourceDocumen
       row = 0
       for batch in file.iter_batches(columns=[text_field]):
         for value in batch.column(0).to_pylist():
-          yield _field(value, f"{path}:{row}", text_field)
+          yield value, f"{path}:{row}"
           row += 1
   except UnicodeDecodeError as error:
     raise UndecodableError(f"{path}: column {text_field!r} is not UTF-8 ({error}); store it as UTF-8 text.") from error
@@ -185,20 +287,19 @@ def _no_field(path: pathlib.Path, text_field: str, present: Iterable[Any]) -> Da
   )
 
 
-def _read_html(path: pathlib.Path, text_field: str) -> Iterator[SourceDocument | Reject]:
+def _html(data: bytes, origin: str, text_field: str) -> SourceDocument | Reject:
   import bs4  # 0.1 s, needed for this format alone
   import bs4.dammit
 
-  data = path.read_bytes()
   declared = bs4.dammit.EncodingDetector.find_declared_encoding(data, is_html=True)
-  item = decode_text(data, str(path))
+  item = decode_text(data, origin)
   if isinstance(item, Reject) and declared is not None:
-    item = decode_text(data, str(path), encoding=declared)
-  if isinstance(item, SourceDocument):
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # a short page that looks like a file name, XML in HTML's clothes: read all the same
-      item = SourceDocument(_html_text(bs4.BeautifulSoup(item.text, "html.parser")), str(path))
-  yield item
+    item = decode_text(data, origin, encoding=declared)
+  if isinstance(item, Reject):
+    return item
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a short page that looks like a file name, XML in HTML's clothes: read all the same
+    return SourceDocument(_html_text(bs4.BeautifulSoup(item.text, "html.parser")), origin)
 
 
 _HIDDEN_TAGS = ["script", "style", "noscript", "template", "head"]
@@ -292,15 +393,15 @@ def _array_records(path: pathlib.Path) -> Iterator[tuple[bytes, str]]:
     raise DamagedShardError(f"{path}, record {record}: {error}. Generate the episodes again.") from error
 
 
-_Reader = Callable[[pathlib.Path, str], Iterator[SourceDocument | Reject]]
-_READERS: dict[str, _Reader] = {
-  ".jsonl": _read_json_lines,
-  ".jsonl.gz": _read_json_lines,
-  ".jsonl.zst": _read_json_lines,
-  ".parquet": _read_parquet,
-  ".txt": _read_text,
-  ".md": _read_text,
-  ".rst": _read_text,
-  ".html": _read_html,
-  ".htm": _read_html,
+# What a record of a file with this suffix holds: (record, origin, text field) to a document.
+_TEXTS: dict[str, Callable[[Any, str, str], SourceDocument | Reject]] = {
+  ".jsonl": _json_text,
+  ".jsonl.gz": _json_text,
+  ".jsonl.zst": _json_text,
+  ".parquet": _field,
+  ".txt": _text,
+  ".md": _text,
+  ".rst": _text,
+  ".html": _html,
+  ".htm": _html,
 }

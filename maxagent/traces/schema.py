@@ -159,9 +159,8 @@ class Trace:
       raise TraceError(f"a stored trace does not fit the schema ({error}); see maxagent.traces.schema.Trace.") from error
 
 
+_SEGMENT_DEFAULTS = tuple((f.name, f.default) for f in dataclasses.fields(Segment))  # read once: a build asks for every segment
+
+
 def _segment_record(segment: Segment) -> dict[str, Any]:
-  return {
-    f.name: getattr(segment, f.name)
-    for f in dataclasses.fields(segment)
-    if f.name in ("role", "text") or getattr(segment, f.name) != f.default
-  }
+  return {name: value for name, default in _SEGMENT_DEFAULTS if (value := getattr(segment, name)) != default}

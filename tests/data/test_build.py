@@ -164,7 +164,7 @@ def test_a_large_real_file_builds(name: str, tmp_path: pathlib.Path, tokenizer: 
   if not path.exists():
     pytest.skip(f"{name} is not beside the project")
   summary = build("web", tmp_path, [path], tokenizer=tokenizer)
-  assert summary.train.documents > 1500 and summary.counts["rejected"] == 0
+  assert summary.train.documents > 1500 and summary.counts["rejected"] == summary.counts["near_duplicates"] < 100
 
 
 def test_a_build_that_fails_leaves_the_one_before_as_it_was(

@@ -151,6 +151,12 @@ def test_a_slowing_rise_is_no_fall():
   assert found(log_of(20, eval__task__accuracy=np.random.default_rng(0).binomial(400, share) / 400)) == []
 
 
+def test_a_rise_that_pauses_is_no_fall():
+  # One evaluation without progress: from there on every value lies 0.05 under its projection, yet none has fallen.
+  share = 0.1 + 0.05 * np.concatenate([np.arange(10), np.arange(9, 15)])
+  assert found(log_of(16, eval__task__accuracy=np.rint(4000 * share) / 4000), Settings(items=4000)) == []
+
+
 def test_the_first_six_evaluations_are_needed():
   scores = accuracy(6, 4, 0.02, 0.9)
   assert found(log_of(5, eval__task__accuracy=scores)) == []

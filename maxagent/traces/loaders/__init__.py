@@ -25,7 +25,8 @@ from maxagent.traces.loaders._cut import SUFFIXES, Cut, Record, Refused, cut
 from maxagent.traces.schema import Trace
 
 __all__ = [
-  "AUTO", "SUFFIXES", "Cut", "Loaded", "Loader", "Reading", "Record", "Refused", "choose", "cut", "formats", "loader", "read",
+  "AUTO", "SUFFIXES", "Cut", "Loaded", "Loader", "Reading", "Record", "Refused", "choose", "choose_format", "cut", "formats",
+  "load", "loader", "read",
 ]  # fmt: skip
 
 AUTO = "auto"
@@ -107,16 +108,27 @@ def read(records: Iterable[Record | Refused], *, format: str = AUTO) -> Reading:
     ConfigError: no format of that name.
   """
   items = iter(records)
+  head = list(itertools.islice(items, _SNIFFED)) if format == AUTO else []
+  chosen = choose_format(head, format)
+  return Reading(chosen, load(itertools.chain(head, items), chosen))
+
+
+def choose_format(records: Iterable[Record | Refused], format: str = AUTO) -> str:
+  """The format's own name or, of AUTO, that of the loader that is surest of the first records; NO_FORMAT where none is.
+
+  Raises:
+    ConfigError: no format of that name.
+  """
   if format != AUTO:
-    chosen: Loader | None = loader(format)
-    return Reading(format, _loaded(items, chosen))
-  head = list(itertools.islice(items, _SNIFFED))
-  chosen = choose(item.value for item in head if isinstance(item, Record))
-  return Reading(chosen.name if chosen else NO_FORMAT, _loaded(itertools.chain(head, items), chosen))
+    return loader(format).name
+  chosen = choose(item.value for item in itertools.islice(records, _SNIFFED) if isinstance(item, Record))
+  return chosen.name if chosen else NO_FORMAT
 
 
-def _loaded(items: Iterable[Record | Refused], chosen: Loader | None) -> Iterator[Loaded | Refused]:
-  for item in items:
+def load(records: Iterable[Record | Refused], format: str) -> Iterator[Loaded | Refused]:
+  """What became of each record of a format (of NO_FORMAT, each is refused), in order."""
+  chosen = None if format == NO_FORMAT else loader(format)
+  for item in records:
     if isinstance(item, Refused):
       yield item
       continue
