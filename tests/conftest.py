@@ -72,6 +72,41 @@ def no_network() -> Any:
 
 
 @pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+  """A port of this machine on which nothing listens."""
+
+  def find() -> int:
+    with socket.socket() as probe:
+      probe.bind(("localhost", 0))
+      return int(probe.getsockname()[1])
+
+  return find
+
+
+@pytest.fixture(scope="session")
+def upload(free_port: Callable[[], int]) -> Any:
+  """Puts bytes under a name into gs://bucket of an emulator on this machine, to which the environment points; the address."""
+  import urllib.request
+
+  from gcp_storage_emulator.server import create_server
+
+  host = f"http://localhost:{free_port()}"
+  server = create_server("localhost", int(host.rpartition(":")[2]), in_memory=True, default_bucket="bucket")
+  server.start()
+
+  def put(name: str, content: bytes) -> str:
+    address = f"{host}/upload/storage/v1/b/bucket/o?uploadType=media&name={name}"
+    urllib.request.urlopen(urllib.request.Request(address, content, method="POST")).close()
+    return f"gs://bucket/{name}"
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("STORAGE_EMULATOR_HOST", host)
+    patch.setenv("NO_GCE_CHECK", "true")  # looking for credentials would ask a machine that is not there
+    yield put
+  server.stop()
+
+
+@pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder as `maxagent data` fills it: tokenizer.model (512 ids), web and trace, 8 streams each."""
   import abc

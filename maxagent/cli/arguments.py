@@ -44,6 +44,11 @@ def at_least(least: int) -> Callable[[str], int]:
   return number
 
 
+def numbers(text: str) -> tuple[int, ...]:
+  """Whole numbers of 0 or more, separated by commas."""
+  return tuple(map(at_least(0), text.split(",")))
+
+
 def or_off(parse: Callable[[str], T]) -> Callable[[str], T | None]:
   """A parser that takes `off` for None."""
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from maxagent.cli.arguments import at_least, or_off, path, readable
+from maxagent.cli.arguments import at_least, numbers, or_off, path, readable
 
 if TYPE_CHECKING:
   from maxagent.tokenizer import Tokenizer
@@ -19,6 +19,7 @@ rejected lies in DIR/rejects.jsonl with the reason. A build that was killed goes
   --kind=web     text: jsonl, jsonl.gz, jsonl.zst, parquet, txt, md, html; without FILES this machine's Python documentation
   --kind=trace   agent traces: folders of `maxagent data generate`, or files of the formats below
                  {formats}
+  --kind=tokens  ids that --tokenizer made: npy, bin, jsonl, parquet
 """
 
 
@@ -34,9 +35,11 @@ def add_parser(verbs: Any) -> None:
     allow_abbrev=False,
   )
   parser.add_argument("inputs", nargs="*", type=path, metavar="FILES", help="files or folders, read in sorted order")
-  parser.add_argument("--kind", required=True, choices=("web", "trace"), help="what the files hold")
+  parser.add_argument("--kind", required=True, choices=("web", "trace", "tokens"), help="what the files hold")
   parser.add_argument("--output", required=True, type=path, metavar="DIR", help="folder for the shards")
-  parser.add_argument("--tokenizer", type=readable, metavar="FILE", help="a tokenizer (see docs/data.md); without it one is trained into DIR")
+  parser.add_argument(
+    "--tokenizer", type=readable, metavar="FILE", help="sentencepiece or tokenizer.json; without it one is trained into DIR"
+  )
   parser.add_argument(
     "--vocab-size", type=at_least(1), metavar="V", help="of a tokenizer trained here (default 2048, or less for little text)"
   )
@@ -58,6 +61,20 @@ def add_parser(verbs: Any) -> None:
   parser.add_argument(
     "--processes", type=at_least(1), metavar="N", help="that read and encode (default: one for each core, few for little data)"
   )
+  tokens = parser.add_argument_group("files of ids (--kind=tokens)")
+  tokens.add_argument("--ids-field", default="input_ids", metavar="NAME", help="of jsonl and parquet (default input_ids)")
+  tokens.add_argument("--dtype", metavar="TYPE", help="of .bin: uint16, uint32, int32 or int64")
+  tokens.add_argument(
+    "--split-at", type=numbers, default=(), metavar="ID,...", help="ids that end a document, such as the end of text; left out"
+  )
+  tokens.add_argument(
+    "--agreement",
+    type=float,
+    default=0.95,
+    metavar="SHARE",
+    help="of ids that must come back when encoded again (default 0.95)",
+  )
+  tokens.add_argument("--allow-reserved", action="store_true", help="take documents that hold ids of the reserved block")
   safety = parser.add_argument_group("what should not be learned", "Each is counted; the counts stand in the index.")
   safety.add_argument("--keep-secrets", action="store_true", help="leave keys, tokens and passwords where they are")
   safety.add_argument(
@@ -91,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
   """Builds and prints what was read, kept and left out."""
   from maxagent.data.build import BuildOptions, build
   from maxagent.data.safety import EvaluationSet, SafetyOptions
+  from maxagent.data.tokens import TokenOptions
   from maxagent.errors import ConfigError
   from maxagent.tracking.progress import Counter
 
@@ -101,6 +119,13 @@ def run(arguments: argparse.Namespace) -> int:
     streams=arguments.streams,
     byte_cap=arguments.byte_cap,
     processes=arguments.processes or getattr(os, "process_cpu_count", os.cpu_count)() or 1,
+    tokens=TokenOptions(
+      field=arguments.ids_field,
+      dtype=arguments.dtype,
+      split_at=arguments.split_at,
+      allow_reserved=arguments.allow_reserved,
+      agreement=arguments.agreement,
+    ),
     safety=SafetyOptions(
       secrets=not arguments.keep_secrets,
       near_duplicates=arguments.near_duplicates,
@@ -111,6 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
   )
   if arguments.kind == "trace" and not arguments.inputs:
     raise ConfigError("--kind=trace needs folders of traces; name some, or write them with `maxagent data generate`.")
+  if arguments.kind == "tokens" and arguments.tokenizer is None:
+    raise ConfigError("--kind=tokens needs --tokenizer: the one that made the ids.")
   tokenizer = _tokenizer(arguments)
   with Counter("documents") as counter:
     summary = build(
@@ -139,7 +166,7 @@ def _tokenizer(arguments: argparse.Namespace) -> Tokenizer:
   from maxagent.tokenizer import Tokenizer, train
 
   if arguments.tokenizer is not None:
-    return Tokenizer.load(arguments.tokenizer)
+    return _told(Tokenizer.load(arguments.tokenizer))
   path = arguments.output / "tokenizer.model"
   texts = (
     web_texts(arguments.inputs, arguments.text_field)
@@ -148,6 +175,9 @@ def _tokenizer(arguments: argparse.Namespace) -> Tokenizer:
   )
   print(f"training a tokenizer: {path}")
   asked = arguments.vocab_size
-  tokenizer = train(texts, path, vocab_size=asked or 2048, at_most=asked is None)
-  print(f"it has {tokenizer.vocab_size} tokens: train with --config.model.vocab_size={tokenizer.vocab_size}")
+  return _told(train(texts, path, vocab_size=asked or 2048, at_most=asked is None))
+
+
+def _told(tokenizer: Tokenizer) -> Tokenizer:
+  print(f"the tokenizer has {tokenizer.vocab_size} tokens: train with --config.model.vocab_size={tokenizer.vocab_size}")
   return tokenizer

@@ -20,13 +20,17 @@ def add_parser(verbs: Any) -> None:
   parser.add_argument(
     "--fault-rate", type=float, default=0.15, metavar="P", help="chance of a wrong action before each right one"
   )
+  parser.add_argument(
+    "--failing", type=float, default=0.0, metavar="P",
+    help="share of episodes that a careless agent fails; each is corrected too, and told anew with the goal that it reached",
+  )  # fmt: skip
   parser.add_argument("--difficulty", type=at_least(1), default=1, metavar="D", help="1 to 3 (default 1)")
   parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
   """Generates and prints what was made."""
-  from maxagent.environments.generate import generate
+  from maxagent.environments.generate import COUNTED, Mistakes, generate
   from maxagent.tracking.progress import Counter
 
   with Counter("episodes") as counter:
@@ -35,12 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
       episodes=arguments.episodes,
       seed=arguments.seed,
       families=tuple(arguments.families.split(",")),
-      fault_rate=arguments.fault_rate,
+      mistakes=Mistakes(fault_rate=arguments.fault_rate, failing=arguments.failing),
       difficulty=arguments.difficulty,
       progress=counter.update,
     )
   counts = index["counts"]
-  for name in ("family", "outcome", "fault", "err_kind"):
+  for name in COUNTED:
     print(f"{name:<9}", "  ".join(f"{key} {count:,}" for key, count in counts[name].items()) or "none")
-  print(f"{index['episodes']:,} episodes in {arguments.output}")
+  print(f"{index['episodes']:,} episodes, {index['shards'][0]['records']:,} records in {arguments.output}")
   return 0

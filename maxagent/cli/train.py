@@ -66,7 +66,8 @@ def summary(record: Mapping[str, Any], *, report: Path) -> str:
   rates = [
     f"{name} {record[key]:.1%}" for name, key in (("success", "eval/success"), ("recovery", "eval/recovery")) if key in record
   ]
-  return f"report: {report}   " + (f"agent: {', '.join(rates)}" if rates else f"loss: {record['train/loss']:.3f}")
+  loss = f"loss: {record['train/loss']:.3f}" if "train/loss" in record else "no token of the last step was supervised"
+  return f"report: {report}   " + (f"agent: {', '.join(rates)}" if rates else loss)
 
 
 def _evaluation(config: Config, layout: Layout, workdir: Path) -> Evaluate:

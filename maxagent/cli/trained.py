@@ -23,7 +23,7 @@ from maxagent.training.workdir import require_tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-  """What evaluation and play need of a run."""
+  """What evaluation and play need of a run: not the parameters of multi-token prediction, which are left on the disk."""
 
   config: Config
   layout: Layout
@@ -41,10 +41,11 @@ def load_trained(workdir: Path, *, step: int | None = None) -> Trained:
   config = stored_config(workdir)
   layout = Layout(_mesh(config))
   tokenizer = Tokenizer.load(config.data.tokenizer)
+  shapes, model = transformer.without_mtp(transformer.abstract(config.model), config.model)
   abstract = jax.tree.map(
     lambda leaf, names: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(*names)),
-    transformer.abstract(config.model),
-    transformer.logical_axes(config.model),
+    shapes,
+    transformer.logical_axes(model),
   )
   restored = restore_params(workdir / "checkpoints", abstract, step)
   for skipped, reason in restored.skipped:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 
 from maxagent.errors import ConfigError
+from maxagent.traces.schema import Role, Status
 
 
 def _require(condition: bool, field: str, value: object, expected: str) -> None:
@@ -15,6 +17,11 @@ def _require(condition: bool, field: str, value: object, expected: str) -> None:
 
 def _require_local(field: str, path: str | None) -> None:
   _require("://" not in (path or ""), field, path, "a local path: mount the bucket (Cloud Storage FUSE) and name it there")
+
+
+def _require_readable(field: str, path: str) -> None:
+  local_or_bucket = path.startswith("gs://") or "://" not in path
+  _require(local_or_bucket, field, path, "a local path or one that begins with gs://")
 
 
 def _require_positive(owner: str, part: object, *names: str) -> None:
@@ -27,7 +34,7 @@ def _require_positive(owner: str, part: object, *names: str) -> None:
 class Model:
   """A decoder: prefix + repeats x pattern + suffix layers, each "local" (sliding window) or "global"."""
 
-  vocab_size: int = 2048  # must equal the tokenizer's
+  vocab_size: int = 2048  # the tokenizer's, or the next multiple of 128, which meshes can cut
   hidden_size: int = 128
   mlp_size: int = 384  # SwiGLU inner width
   heads: int = 4
@@ -49,6 +56,7 @@ class Model:
   remat: str = "block"  # none | block: recompute a pattern block in the backward pass
   attention: str = "xla"  # xla: everywhere; pallas: the TPU kernel, which other platforms interpret, slowly
   attention_block_tokens: int = 256  # tile edge of xla; the kernel has its own
+  mtp_depth: int = 0  # tokens after the next one that training predicts too; it hurts below 0.6B parameters (arXiv 2404.19737)
 
   def __post_init__(self) -> None:
     _require_positive(
@@ -58,6 +66,7 @@ class Model:
     _require(self.heads % self.kv_heads == 0, "model.kv_heads", self.kv_heads, f"a divisor of model.heads = {self.heads}")
     _require(self.head_size % 2 == 0, "model.head_size", self.head_size, "an even number, as RoPE turns pairs")
     _require(self.repeats >= 0, "model.repeats", self.repeats, "0 or more")
+    _require(self.mtp_depth >= 0, "model.mtp_depth", self.mtp_depth, "0 (off) or more")
     for kind in self.layers:
       _require(kind in ("local", "global"), "model layer kind", kind, "'local' or 'global'")
     _require(len(self.layers) > 0, "model layers", self.layers, "at least one layer")
@@ -93,12 +102,12 @@ class Source:
   """One stream of documents. `share` is its part of content tokens, relative to the sum over sources."""
 
   name: str
-  path: str  # a folder written by `maxagent data build`
+  path: str  # a folder written by `maxagent data build`, local or gs://
   share: float = 1.0
   max_epochs: float | None = None  # passes over it, then the other sources take its rows; 4 cost little (arXiv 2305.16264)
 
   def __post_init__(self) -> None:
-    _require_local(f"data.sources.{self.name}.path", self.path)
+    _require_readable(f"data.sources.{self.name}.path", self.path)
     _require(bool(self.name) and "." not in self.name, "data.sources name", self.name, "a name without a dot")
     _require(self.share > 0, f"data.sources.{self.name}.share", self.share, "a number above 0; remove a source to turn it off")
     _require(
@@ -119,6 +128,7 @@ class Formats:
   infill: float = 0.3  # of traces: a hole cut at the trace's structure
   fim: float = 0.1  # of traces and of text: a random span
   decision: float = 0.1  # of traces: the true next call among others
+  fake: float = 0.0  # of traces: a later call, taken back, before the true one; 0, as executed errors teach it too
   suffix_first: float = 0.5  # of infill and fim: the order SPM, else PSM
   # (kind, share) of the holes of infill; kinds that a trace does not offer leave their share to the others
   holes: tuple[tuple[str, float], ...] = (
@@ -127,15 +137,19 @@ class Formats:
   distractors: int = 3  # calls beside the true one in a decision
 
   def __post_init__(self) -> None:
-    for name in ("infill", "fim", "decision", "suffix_first"):
+    for name in ("infill", "fim", "decision", "fake", "suffix_first"):
       value = getattr(self, name)
       _require(0 <= value <= 1, f"data.formats.{name}", value, "a share of documents, 0 to 1")
-    total = self.infill + self.fim + self.decision
-    _require(total <= 1 + 1e-9, "data.formats.infill + fim + decision", total, "at most 1")
+    _require(self.rewritten <= 1 + 1e-9, "data.formats.infill + fim + decision + fake", self.rewritten, "at most 1")
     _require_positive("data.formats", self, "distractors")
     for kind, share in self.holes:
       _require(kind in HOLES, "data.formats.holes kind", kind, " or ".join(HOLES))
       _require(share >= 0, f"data.formats.holes {kind}", share, "0 or more")
+
+  @property
+  def rewritten(self) -> float:
+    """Share of the traces that do not stay as they are."""
+    return self.infill + self.fim + self.decision + self.fake
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,18 +161,26 @@ class Data:
   # From how many content tokens on which shares hold, in place of those of the sources, such as
   # ((0, (("trace", 0.1), ("web", 0.9))), (2e9, (("trace", 0.5), ("web", 0.5)))); a source that a phase leaves out rests in it.
   schedule: tuple[tuple[float, tuple[tuple[str, float], ...]], ...] = ()
+  # What shares are of: content | supervised, the tokens that weigh something in the loss. With content, an ablation of weights
+  # reads the same data.
+  shares_of: str = "content"
   sequence_tokens: int = 512  # length of a row
   global_batch: int = 16  # rows per step
+  # From how many content tokens on rows are how long, in place of sequence_tokens, such as ((2e9, 32_768), (3e9, 1_048_576)).
+  # A step keeps its tokens, so it has fewer rows.
+  lengths: tuple[tuple[float, int], ...] = ()
   seed: int = 0  # order of documents
   on_damage: str = "raise"  # or quarantine: skip and count damaged records
-  packing_window: int = 64  # traces looked at together when rows are filled
+  packing_window: int = 64  # traces looked at together when rows are filled, and at least a quarter as many rows' worth of them
   formats: Formats = Formats()
   prefetch_batches: int = 2
 
   def __post_init__(self) -> None:
-    _require_local("data.tokenizer", self.tokenizer)
+    _require_readable("data.tokenizer", self.tokenizer)
     _require_positive("data", self, "sequence_tokens", "global_batch", "packing_window", "prefetch_batches")
     _require(self.on_damage in ("raise", "quarantine"), "data.on_damage", self.on_damage, "raise or quarantine")
+    _require(self.shares_of in ("content", "supervised"), "data.shares_of", self.shares_of, "content or supervised")
+    self._check_lengths()
     names = [s.name for s in self.sources]
     _require(len(set(names)) == len(names), "data.sources", names, "names that differ")
     object.__setattr__(self, "sources", tuple(sorted(self.sources, key=lambda s: s.name)))
@@ -172,6 +194,23 @@ class Data:
       total = sum(share for _, share in shares)
       _require(total > 0, f"data.schedule at {start:g}", shares, "a share above 0")
 
+  def _check_lengths(self) -> None:
+    starts = [0.0, *(start for start, _ in self.lengths)]
+    growing = starts == sorted(set(starts))
+    _require(growing, "data.lengths", starts[1:], "phases that begin at growing numbers of tokens above 0")
+    before = self.sequence_tokens
+    for _, length in self.lengths:
+      whole = length > before and length % before == 0 and self.global_batch * self.sequence_tokens % length == 0
+      tokens = f"{self.global_batch} x {self.sequence_tokens} tokens of a step (data.global_batch x data.sequence_tokens)"
+      _require(whole, "data.lengths", length, f"a multiple of {before}, the length before it, that divides the {tokens}")
+      before = length
+
+  @property
+  def shapes(self) -> tuple[tuple[float, int, int], ...]:
+    """(first content token, rows of a step, tokens of a row) of every phase of `lengths`, the first of `sequence_tokens`."""
+    tokens = self.global_batch * self.sequence_tokens
+    return tuple((start, tokens // length, length) for start, length in ((0.0, self.sequence_tokens), *self.lengths))
+
   @property
   def phases(self) -> tuple[tuple[float, tuple[float, ...]], ...]:
     """(first content token, share of each source in order, summing to 1) of every phase of the mixture."""
@@ -184,6 +223,13 @@ class Data:
 
 
 PHASES = ("pretrain", "midtrain")
+# What a weight can be set for: a role, or a role of one status. Padding never counts.
+WEIGHT_KEYS = tuple(
+  key
+  for role in Role
+  if role is not Role.PAD
+  for key in (role.name.lower(), *(f"{role.name}.{status.name}".lower() for status in Status))
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,19 +242,39 @@ class Objective:
   # Weights that change: (key, ((step, weight), ...)), linear between, such as (("obs", ((0, 1.0), (10_000, 0.3))),)
   schedule: tuple[tuple[str, tuple[tuple[int, float], ...]], ...] = ()
   z_loss: float = 1e-4  # PaLM, section 5
-  chunk_tokens: int = 256  # positions of each row whose logits exist at once
+  mtp_weight: float = 0.3  # of the mean loss over model.mtp_depth, beside the loss itself (DeepSeek-V3, section 4.2)
+  cross_entropy: str = "xla"  # xla: everywhere; pallas: the TPU kernel, which other platforms interpret, slowly
+  chunk_tokens: int = 256  # of xla: positions of each row whose logits exist at once
 
   def __post_init__(self) -> None:
     _require(self.phase in PHASES, "objective.phase", self.phase, " or ".join(PHASES))
-    _require(self.z_loss >= 0, "objective.z_loss", self.z_loss, "0 or more")
+    _require(self.cross_entropy in ("xla", "pallas"), "objective.cross_entropy", self.cross_entropy, "xla or pallas")
+    _require_weight("objective.z_loss", self.z_loss)
     _require_positive("objective", self, "chunk_tokens")
+    off = "a number above 0; model.mtp_depth = 0 turns it off"
+    _require(0 < self.mtp_weight < math.inf, "objective.mtp_weight", self.mtp_weight, off)
+    for name in ("overrides", "schedule"):
+      _require_weight_keys(f"objective.{name}", [key for key, _ in getattr(self, name)])
     for key, weight in self.overrides:
-      _require(math.isfinite(weight) and weight >= 0, f"objective.overrides {key}", weight, "a weight of 0 or more")
+      _require_weight(f"objective.overrides {key}", weight)
     for key, points in self.schedule:
-      steps, weights = [step for step, _ in points], [weight for _, weight in points]
+      steps = [step for step, _ in points]
       _require(bool(points) and steps == sorted(set(steps)), f"objective.schedule {key}", steps, "growing steps, at least one")
-      for weight in weights:
-        _require(math.isfinite(weight) and weight >= 0, f"objective.schedule {key}", weight, "a weight of 0 or more")
+      for _, weight in points:
+        _require_weight(f"objective.schedule {key}", weight)
+
+
+def _require_weight(field: str, weight: float) -> None:
+  _require(math.isfinite(weight) and weight >= 0, field, weight, "a weight of 0 or more")
+
+
+def _require_weight_keys(field: str, keys: list[str]) -> None:
+  for key in keys:
+    if key not in WEIGHT_KEYS:
+      near = difflib.get_close_matches(key, WEIGHT_KEYS, 1)
+      cure = f"Did you mean {near[0]!r}?" if near else f"Roles are {', '.join(k for k in WEIGHT_KEYS if '.' not in k)}."
+      raise ConfigError(f"{field} names {key!r}; expected a role or role.status, such as 'obs' or 'call.err'. {cure}")
+  _require(len(set(keys)) == len(keys), f"{field} keys", keys, "keys that differ")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,10 +323,13 @@ class Training:
   microbatches: int = 1  # gradient accumulation: global_batch is cut into this many parts
   # A run's workdir, or one step in its checkpoints folder: weights only, for new data, a new optimizer or a decay branch.
   init_from: str | None = None
+  hang_seconds: float | None = None  # a process silent for so long ends the run for a retry (exit 75); None: nobody looks
 
   def __post_init__(self) -> None:
     _require_local("training.init_from", self.init_from)
     _require_positive("training", self, "steps", "microbatches")
+    hang = self.hang_seconds
+    _require(hang is None or hang > 0, "training.hang_seconds", hang, "None (off) or above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -310,8 +379,11 @@ class Config:
   evaluation: Evaluation = Evaluation()
 
   def __post_init__(self) -> None:
-    rows, parts = self.data.global_batch, self.training.microbatches
-    _require(rows % parts == 0, "training.microbatches", parts, f"a divisor of data.global_batch = {rows}")
+    parts = self.training.microbatches
+    for _, rows, length in self.shapes:
+      _require(rows % parts == 0, "training.microbatches", parts, f"a divisor of the {rows} rows of {length} tokens of a step")
+    depth, length = self.model.mtp_depth, self.data.sequence_tokens
+    _require(depth < length, "model.mtp_depth", depth, f"less than data.sequence_tokens = {length}")
     total = self.schedule.warmup_steps + self.schedule.decay_steps
     _require(
       total <= self.training.steps,
@@ -319,6 +391,12 @@ class Config:
       total,
       f"at most training.steps = {self.training.steps}",
     )
+
+  @property
+  def shapes(self) -> tuple[tuple[float, int, int], ...]:
+    """Those of `data.shapes` that the run can reach before its last step."""
+    most = self.training.steps * self.tokens_per_step
+    return tuple(shape for shape in self.data.shapes if shape[0] < most)
 
   @property
   def tokens_per_step(self) -> int:

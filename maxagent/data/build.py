@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import json
 import multiprocessing
@@ -33,6 +34,7 @@ from maxagent.data.safety import SafetyOptions, count_names
 from maxagent.data.shards import FORMAT_VERSION, ShardIndex, ShardWriter, file_digest
 from maxagent.data.source_items import PART_BYTES, Reject
 from maxagent.data.sources import Part, Paths, harvest_parts, text_parts, trace_parts
+from maxagent.data.tokens import TokenOptions, token_parts
 from maxagent.errors import ConfigError, DataError, EmptySourceError, UndecodableError
 from maxagent.tokenizer import Tokenizer
 from maxagent.traces import loaders
@@ -41,7 +43,7 @@ from maxagent.traces.schema import RESERVED
 if TYPE_CHECKING:
   from maxagent.data.safety.duplicates import NearDuplicates
 
-KINDS = ("web", "trace")
+KINDS = ("web", "trace", "tokens")
 SPLITS = ("train", "heldout")
 UNFINISHED = ".unfinished"  # subfolder of a build that is under way; what stood there before stays until its end
 _UNIT_BYTES = 2 << 20  # of records: enough to keep a tokenizer's threads busy, little enough to hold
@@ -61,6 +63,7 @@ class BuildOptions:
   part_bytes: int = PART_BYTES  # a longer text is cut at paragraph ends
   shard_tokens: int = 1 << 26  # a shard is closed at this size, about 130 MB
   byte_cap: int = BYTE_CAP  # of a harvest
+  tokens: TokenOptions = dataclasses.field(default_factory=TokenOptions)
   safety: SafetyOptions = dataclasses.field(default_factory=SafetyOptions)
   processes: int = 1  # that prepare documents; more than one needs a main module that can be imported (`if __name__ ...`)
 
@@ -96,21 +99,22 @@ def build(
   """Encodes sources into OUTPUT/train and OUTPUT/heldout; an earlier build there is replaced once this one is whole.
 
   Args:
-    kind: "web" (text) or "trace".
+    kind: "web" (text), "trace", or "tokens" (text that is ids already).
     output: the folder to write.
     inputs: files and folders, see `sources`; for "web", none means the texts of this machine's Python (`harvest`).
-    tokenizer: whose ids are written.
+    tokenizer: whose ids are written; those of "tokens" are its own.
     options: see `BuildOptions`.
     progress: called with (documents read, tokens written) now and then.
 
   Raises:
-    ConfigError: an unknown kind, or traces without inputs.
+    ConfigError: an unknown kind, or one without inputs that needs them.
+    TokenizerMismatchError: the ids of "tokens" are another tokenizer's.
     EmptySourceError: no document remains.
     UndecodableError: none remains, and undecodable bytes are among the reasons.
   """
   options = options or BuildOptions()
   folder = pathlib.Path(output)
-  parts = _parts(kind, folder, inputs, options)
+  parts = _parts(kind, folder, inputs, tokenizer, options)
   unfinished = folder / UNFINISHED
   for split in SPLITS:
     shutil.rmtree(unfinished / split, ignore_errors=True)
@@ -135,13 +139,19 @@ def build(
   return BuildSummary(kind=kind, output=str(folder), train=train, heldout=heldout, counts=counts, units_found=store.found)
 
 
-def _parts(kind: str, folder: pathlib.Path, inputs: Paths, options: BuildOptions) -> Iterable[Part | Reject]:
+def _parts(
+  kind: str, folder: pathlib.Path, inputs: Paths, tokenizer: Tokenizer, options: BuildOptions
+) -> Iterable[Part | Reject]:
   if kind not in KINDS:
     raise ConfigError(f"kind is {kind!r}; expected {' or '.join(KINDS)}.")
   if kind == "trace":
     if not inputs:
       raise ConfigError("kind is 'trace' and no input is named; give a folder that `maxagent data generate` wrote.")
     return trace_parts(inputs, format=options.format)
+  if kind == "tokens":
+    if not inputs:
+      raise ConfigError("kind is 'tokens' and no input is named; give files of ids.")
+    return token_parts(inputs, tokenizer=tokenizer, options=options.tokens)
   return text_parts(inputs, text_field=options.text_field) if inputs else _harvested(folder, options)
 
 
@@ -189,35 +199,40 @@ class _Store:
     self.found += prepared is not None
     return prepared
 
+  def has(self, path: pathlib.Path) -> bool:
+    """Whether there is a result, and it is whole."""
+    return self.get(path) is not None
+
 
 def _prepared(units: Iterator[Unit], store: _Store, tokenizer: Tokenizer, options: BuildOptions) -> Iterator[Prepared]:
   """What became of every document, in order."""
   few = list(itertools.islice(units, _FEW_UNITS))
   units = itertools.chain(few, units)
-  if options.processes == 1 or len(few) < _FEW_UNITS:
-    preparer = Preparer(tokenizer, options.safety, part_bytes=options.part_bytes)
-    for unit in units:
-      path = store.path(unit)
-      yield from store.get(path) or _kept(path, preparer(unit))
+  if options.processes > 1 and len(few) == _FEW_UNITS:
+    yield from _prepared_by_many(units, store, tokenizer, options)
     return
-  context = multiprocessing.get_context("spawn")
-  arguments = (tokenizer, options.safety, options.part_bytes)
-  pool = concurrent.futures.ProcessPoolExecutor(options.processes, context, _start, arguments)
-  under_way: collections.deque[tuple[pathlib.Path, list[Prepared] | None, concurrent.futures.Future[None] | None]]
-  under_way = collections.deque()
+  preparer = Preparer(tokenizer, options.safety, part_bytes=options.part_bytes)
+  for unit in units:
+    path = store.path(unit)
+    yield from store.get(path) or _kept(path, preparer(unit))
+
+
+def _prepared_by_many(units: Iterator[Unit], store: _Store, tokenizer: Tokenizer, options: BuildOptions) -> Iterator[Prepared]:
+  under_way: collections.deque[tuple[pathlib.Path, concurrent.futures.Future[None] | None]] = collections.deque()
+  pool = concurrent.futures.ProcessPoolExecutor(
+    options.processes, multiprocessing.get_context("spawn"), _start, (tokenizer, options.safety, options.part_bytes)
+  )
   try:
     while True:
       for unit in itertools.islice(units, _AHEAD * options.processes - len(under_way)):
         path = store.path(unit)
-        found = store.get(path)
-        under_way.append((path, found, None if found is not None else pool.submit(_prepare, path, unit)))
+        under_way.append((path, None if store.has(path) else pool.submit(_prepare, path, unit)))
       if not under_way:
         return
-      path, found, future = under_way.popleft()
+      path, future = under_way.popleft()
       if future is not None:
         future.result()
-        found = unpack(path.read_bytes())
-      if found is None:
+      if (found := unpack(path.read_bytes())) is None:
         raise DataError(f"{path} was written and then changed; build the data again.")
       yield from found
   except BrokenProcessPool as error:
@@ -236,18 +251,18 @@ def _kept(path: pathlib.Path, prepared: list[Prepared]) -> list[Prepared]:
   return prepared
 
 
-_preparer: Preparer | None = None  # of a process of the pool
+_make_preparer: Callable[[], Preparer]  # of a process of the pool
 
 
 def _start(tokenizer: Tokenizer, safety: SafetyOptions, part_bytes: int) -> None:
-  global _preparer
+  global _make_preparer
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process answers it
-  _preparer = Preparer(tokenizer, safety, part_bytes=part_bytes, threads=1)
+  # Made at the first unit: what is raised here would only be told as the end of the process.
+  _make_preparer = functools.cache(functools.partial(Preparer, tokenizer, safety, part_bytes=part_bytes, threads=1))
 
 
 def _prepare(path: pathlib.Path, unit: Unit) -> None:
-  assert _preparer is not None
-  _kept(path, _preparer(unit))
+  _kept(path, _make_preparer()(unit))
 
 
 class _Builder:
@@ -257,9 +272,10 @@ class _Builder:
     names = ("read", "duplicates", "rejected", "undecodable", "reserved_spellings", *count_names(options.safety))
     self.counts = collections.Counter(dict.fromkeys(names, 0))
     self.tokens = 0
+    stored = "trace" if kind == "trace" else "web"  # ids that were given are text, and training may cut it
     self._writers = {
       split: ShardWriter(
-        folder / split, kind=kind, tokenizer_digest=tokenizer.digest, vocab_size=tokenizer.vocab_size,
+        folder / split, kind=stored, tokenizer_digest=tokenizer.digest, vocab_size=tokenizer.vocab_size,
         first_reserved=tokenizer.id(RESERVED[0]), streams=options.streams, shard_tokens=options.shard_tokens,
       )
       for split in SPLITS

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from maxagent.data.document import Document
 from maxagent.tokenizer import Tokenizer
@@ -20,7 +21,7 @@ def encode_text(text: str, tokenizer: Tokenizer) -> Document:
 
 def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, *, threads: int | None = None) -> list[Document]:
   """`encode_text` of each, with one call of the tokenizer."""
-  return [_text_document(ids, tokenizer) for ids in tokenizer.encode_batch(texts, threads=threads)]
+  return [text_document(ids, tokenizer) for ids in tokenizer.encode_batch(texts, threads=threads)]
 
 
 def encode_pieces(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Document:
@@ -53,7 +54,8 @@ def _document(pieces: Sequence[Piece], runs: Sequence[list[int]]) -> Document:
   return Document(ids, *(np.ascontiguousarray(column) for column in (roles, statuses, flags)))
 
 
-def _text_document(ids: list[int], tokenizer: Tokenizer) -> Document:
+def text_document(ids: Sequence[int] | npt.NDArray[np.int32], tokenizer: Tokenizer) -> Document:
+  """One document of plain text whose ids are known, as `encode_text` gives it."""
   n = len(ids) + 2
   roles = np.full(n, Role.WEB, np.uint8)
   roles[[0, -1]] = Role.MARKER

@@ -45,15 +45,22 @@ class Mixture:
   filler: int | None
 
   def plan_round(
-    self, number: int, tokens: Sequence[int], content: Callable[[int, int], tuple[int, int]], spent: Collection[int] = ()
+    self,
+    number: int,
+    tokens: Sequence[int],
+    content: Callable[[int, int], tuple[int, int]],
+    spent: Collection[int] = (),
+    *,
+    first: int = 0,
   ) -> list[int]:
-    """The source of each stream's row in round `number`.
+    """The source of each stream's row in round `number`, or in the rest of it.
 
     Args:
       number: the round, from 0.
-      tokens: content tokens of each source in all rows before the round.
+      tokens: content tokens of each source in all rows before.
       content: (source, stream) to the content tokens that its next row in that stream holds: the source's own, the filler's.
       spent: sources that have been read as often as they may be.
+      first: the stream to begin with.
 
     Raises:
       EmptySourceError: all sources with a share are spent.
@@ -63,7 +70,7 @@ class Mixture:
     totals = list(tokens)
     starts = self._head_starts(number)
     sources = []
-    for stream in range(self.streams):
+    for stream in range(first, self.streams):
       source = self._furthest_behind(totals, starts, spent)
       own, filled = content(source, stream)
       totals[source] += own

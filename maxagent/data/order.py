@@ -10,19 +10,21 @@ import grain
 import xxhash
 
 from maxagent.config.schema import Data, Source
+from maxagent.data.copies import local_split
 from maxagent.data.document import Document, flagged, join
 from maxagent.data.formats import PLAIN, SENTINELS, Recipe, choose_text, choose_trace, rewrite
-from maxagent.data.packing import pack_window
+from maxagent.data.packing import pack_window, window_is_full
 from maxagent.data.shards import TokenShards, open_shards
 from maxagent.errors import DamagedShardError, EmptySourceError
 from maxagent.traces.schema import Flag
 
 SPLITTABLE_KINDS = ("web",)
-_CALIBRATION_WINDOWS = 64  # packed at opening to know the mean fill; its error is then under 0.3% of a row
+_CALIBRATION_DOCUMENTS = 4096  # packed at opening to know the mean fill; its error is then under 0.3% of a row
 _LARGEST_HEAD = 4  # a head is told again to the pieces of a long trace if it takes at most a row divided by this
 
-# Of text (document, offset in it), of traces (packing window, row in it); documents are counted per stream.
-Position = tuple[int, int]
+# Of text (document, offset in it, 0), of traces (first document of a packing window, bins of it that were read, phase of
+# `data.lengths` it was packed in, 0 while no bin was read); documents are counted per stream.
+Position = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,6 +66,16 @@ class Taken:
     return sum(piece.tokens for piece in self.pieces)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Window:
+  """Documents [first, stop) of a stream, packed for the rows of a phase: what shares a row."""
+
+  first: int
+  stop: int
+  phase: int
+  bins: tuple[tuple[Piece, ...], ...]
+
+
 class OrderedDocuments:
   """A source in its endless shuffled order, dealt to V streams: document n of stream v is number n V + v of the order."""
 
@@ -75,23 +87,32 @@ class OrderedDocuments:
     self._streams = shards.index.streams
     self._first_reserved = shards.index.first_reserved
     self._window = data.packing_window
-    self._capacity = data.sequence_tokens
+    self._capacities = [length for _, _, length in data.shapes]  # per phase
     self._formats = data.formats
-    self._rewrites = data.formats.infill + data.formats.fim + data.formats.decision > 0
+    self._rewrites = data.formats.rewritten > 0
     # Each source has an order of its own: with one seed, sources of equal size would walk in step.
     self._seed = xxhash.xxh32_intdigest(f"{data.seed}/{source.name}".encode())
     self._records = grain.MapDataset.range(len(shards)).seed(self._seed).shuffle().repeat()
     self._current: dict[int, tuple[int, Document]] = {}
-    self._packed: dict[int, tuple[int, list[tuple[Piece, ...]]]] = {}
+    self._packed: dict[int, _Window] = {}
     self._damaged_in_a_row = 0
 
-  def take(self, stream: int, position: Position, room: int) -> Taken:
-    """The next row of whole traces, or the next `room` tokens of text; the same in every process."""
+  def take(self, stream: int, position: Position, room: int, phase: int) -> Taken:
+    """The next `room` tokens of text, or the next bin of whole traces; the same in every process.
+
+    A window is read to its end as it was packed: where rows have become longer since, they take as many bins as they hold.
+    """
     if self.splittable:
       return self._take_text(stream, position, room)
-    window, row = position
-    rows = self._window_rows(stream, window)
-    return Taken(rows[row], (window + 1, 0) if row + 1 == len(rows) else (window, row + 1))
+    first, read, packed_in = position
+    packed_in = packed_in if read else phase
+    window = self._packed_window(stream, first, packed_in)
+    pieces: list[Piece] = []
+    while read < len(window.bins) and (needed := sum(piece.tokens for piece in window.bins[read])) <= room:
+      pieces += window.bins[read]
+      room -= needed
+      read += 1
+    return Taken(tuple(pieces), (window.stop, 0, 0) if read == len(window.bins) else (first, read, packed_in))
 
   def read(self, stream: int, piece: Piece) -> tuple[Document, int, int]:
     """A document and the span of it that the piece is. The document is empty where it is damaged and quarantined."""
@@ -110,21 +131,27 @@ class OrderedDocuments:
       chunk = join([flagged(document[: piece.head], Flag.MUTED | Flag.ADDED | Flag.CONTINUED), chunk])
     return chunk, 0, len(chunk) - (after - piece.stop)
 
-  def mean_fill(self) -> float:
-    """Share of a row that the documents' own tokens fill, over the first windows of all streams."""
+  def mean_fill(self, phase: int) -> float:
+    """Share of a row of a phase that the documents' own tokens fill, over the first windows of all streams."""
     if self.splittable:
       return 1.0
-    count = min(_CALIBRATION_WINDOWS, -(-len(self.shards) // self._window))
-    rows = [row for n in range(count) for row in self._window_rows(n % self._streams, n // self._streams)]
-    return sum(piece.content for row in rows for piece in row) / (len(rows) * self._capacity)
+    content = rows = number = 0
+    firsts = [0] * self._streams
+    while number < min(_CALIBRATION_DOCUMENTS, len(self.shards)):
+      stream = min(range(self._streams), key=firsts.__getitem__)
+      window = self._packed_window(stream, firsts[stream], phase)
+      number += window.stop - firsts[stream]
+      firsts[stream] = window.stop
+      content += sum(piece.content for row in window.bins for piece in row)
+      rows += len(window.bins)
+    return content / (rows * self._capacities[phase])
 
   def epochs(self, position: Sequence[int], stream: int) -> float:
     """How often a stream at `position` has gone through the source."""
-    documents = position[0] if self.splittable else position[0] * self._window
-    return (documents * self._streams + stream) / len(self.shards)
+    return (position[0] * self._streams + stream) / len(self.shards)
 
   def _take_text(self, stream: int, position: Position, room: int) -> Taken:
-    number, offset = position
+    number, offset, _ = position
     pieces: list[Piece] = []
     while room:
       record, epoch = self._record(stream, number)
@@ -137,23 +164,27 @@ class OrderedDocuments:
       pieces.append(piece)
       room -= piece.tokens
       number, offset = (number + 1, 0) if content == left else (number, offset + content)
-    return Taken(tuple(pieces), (number, offset))
+    return Taken(tuple(pieces), (number, offset, 0))
 
-  def _window_rows(self, stream: int, number: int) -> list[tuple[Piece, ...]]:
-    """The rows of packing window `number` of a stream."""
+  def _packed_window(self, stream: int, first: int, phase: int) -> _Window:
+    """The packing window of a stream that begins with document `first`, in bins for the rows of a phase."""
     held = self._packed.get(stream)
-    if held is None or held[0] != number:
-      first = number * self._window
-      documents = [self._cut(stream, n) for n in range(first, first + self._window)]
-      bins = pack_window([[piece.tokens for piece in pieces] for pieces in documents], self._capacity)
-      rows = [tuple(documents[place][piece] for place, piece in row) for row in bins]
-      held = self._packed[stream] = (number, rows)
-    return held[1]
+    if held is None or (held.first, held.phase) != (first, phase):
+      capacity, stop, tokens = self._capacities[phase], first, 0
+      documents: list[list[Piece]] = []
+      while not window_is_full(len(documents), tokens, window=self._window, capacity=capacity):
+        documents.append(self._cut(stream, stop, capacity))
+        tokens += sum(piece.content for piece in documents[-1])
+        stop += 1
+      packed = pack_window([[piece.tokens for piece in pieces] for pieces in documents], capacity)
+      bins = tuple(tuple(documents[place][piece] for place, piece in row) for row in packed)
+      held = self._packed[stream] = _Window(first, stop, phase, bins)
+    return held
 
-  def _cut(self, stream: int, number: int) -> list[Piece]:
-    """A trace whole, or in pieces that fit into rows with room for what their recipes add."""
+  def _cut(self, stream: int, number: int, room: int) -> list[Piece]:
+    """A trace whole, or in pieces that fit into rows of `room` with room for what their recipes add."""
     record, epoch = self._record(stream, number)
-    length, room = int(self.shards.lengths[record]), self._capacity
+    length = int(self.shards.lengths[record])
     if length <= room:
       return [Piece(number, 0, length, 0, self._choose(record, 0, epoch, length, room, whole=True))]
     head = int(self.shards.heads[record])
@@ -199,10 +230,10 @@ def open_source(source: Source, data: Data, tokenizer_digest: str, split: str) -
   """The shards of a source's split.
 
   Raises:
-    EmptySourceError: they hold no document; else as `open_shards`.
+    EmptySourceError: they hold no document; else as `open_shards` and `local_split`.
   """
   path = f"{source.path}/{split}"
-  shards = open_shards(path, tokenizer_digest=tokenizer_digest, on_damage=data.on_damage)
+  shards = open_shards(local_split(path), tokenizer_digest=tokenizer_digest, on_damage=data.on_damage)
   if not len(shards):
     cure = "hold out more (--heldout), of more documents than one" if split == "heldout" else "give it more text"
     raise EmptySourceError(f"source {source.name!r}: {path} holds no document; build it again and {cure}.")

@@ -1,4 +1,4 @@
-"""Whole documents into rows: which documents of a window share a row."""
+"""Whole documents into rows: where a window of them ends, and which of them share a row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ import bisect
 from collections.abc import Sequence
 
 Bin = tuple[tuple[int, int], ...]  # (place of a document in its window, number of its piece)
+
+
+# A window ends in a row that is half empty: of 4.5 rows (64 traces of gsm8k in rows of 4,096) that is 10%.
+_LEAST_ROWS = 4
+
+
+def window_is_full(documents: int, tokens: int, *, window: int, capacity: int) -> bool:
+  """Whether a packing window ends: it has `window` documents, and tokens for nearly a quarter as many rows of `capacity`.
+
+  Nearly: short documents then end a quarter of a row before the last of those rows is full, not in the next.
+  """
+  return documents >= window and tokens * _LEAST_ROWS >= (window - 1) * capacity
 
 
 def pack_window(documents: Sequence[Sequence[int]], capacity: int) -> list[Bin]:

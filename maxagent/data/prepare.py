@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import json
 import struct
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 import zstandard
 
+from maxagent.data import tokens
 from maxagent.data.document import Document, join
-from maxagent.data.encode import encode_texts, encode_traces
+from maxagent.data.encode import encode_texts, encode_traces, text_document
 from maxagent.data.safety import Safety, SafetyOptions
 from maxagent.data.source_items import Reject, SourceDocument, cut_text
 from maxagent.data.sources import Item, Part, SourceTrace, items
+from maxagent.data.tokens import token_documents
 from maxagent.tokenizer import Tokenizer
 from maxagent.traces.schema import Trace
 
 Unit = Sequence[Part | Reject]  # what one process does at a time
+Ids = npt.NDArray[np.int32]
+_BYTES_PER_ID = 4  # of text, about: long documents of ids are cut where texts are
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class _Draft:
   place: int
   signature: bytes
   counts: collections.Counter[str]
+  ids: Ids | None  # of a text that came as ids and is kept so
 
 
 class Preparer:
@@ -60,16 +67,22 @@ class Preparer:
     self._tokenizer = tokenizer
     self._safety = Safety(safety)
     self._part_bytes = part_bytes
+    self._part_ids = max(1, part_bytes // _BYTES_PER_ID)
     self._threads = threads
 
   def __call__(self, unit: Unit) -> list[Prepared]:
     """What became of every document of the unit, in order."""
-    drafts = [self._draft(item) for part in unit for item in ((part,) if isinstance(part, Reject) else items(part))]
+    drafts = [self._draft(item, ids) for part in unit for item, ids in self._items(part)]
     taken = [draft for draft in drafts if isinstance(draft, _Draft)]
     ready = iter(self._encoded(taken))
     return [next(ready) if isinstance(draft, _Draft) else draft for draft in drafts]
 
-  def _draft(self, item: Item | Reject) -> _Draft | Prepared:
+  def _items(self, part: Part | Reject) -> Iterable[tuple[Item | Reject, Ids | None]]:
+    if isinstance(part, Reject):
+      return [(part, None)]
+    return token_documents(part, self._tokenizer) if part.reader == tokens.READER else ((item, None) for item in items(part))
+
+  def _draft(self, item: Item | Reject, ids: Ids | None) -> _Draft | Prepared:
     if isinstance(item, Reject):
       return Prepared(item.origin, reject=item)
     content = _content(item)
@@ -91,13 +104,15 @@ class Preparer:
       counts.update({f"{item.format}_traces": 1, "segments": len(segments), "failed_calls": failed})
     kept = content if checked.item is item else _content(checked.item)
     counts["reserved_spellings"] += self._tokenizer.count_reserved_spellings(kept)
-    group = item.group if isinstance(item, SourceDocument) else None
-    place = xxhash.xxh3_64_intdigest(group.encode() if group else key, seed=1)
-    return _Draft(checked.item, digest, place, checked.signature, counts)
+    place = xxhash.xxh3_64_intdigest((_group(item) or content).encode(), seed=1)
+    if ids is not None and checked.item is not item:  # something was taken out of what they spell
+      counts["encoded_again"] += 1
+      ids = None
+    return _Draft(checked.item, digest, place, checked.signature, counts, ids)
 
   def _encoded(self, drafts: Sequence[_Draft]) -> list[Prepared]:
     traces = [draft.item.trace for draft in drafts if isinstance(draft.item, SourceTrace)]
-    texts = [cut_text(d.item.text, self._part_bytes) for d in drafts if isinstance(d.item, SourceDocument)]
+    texts = [cut_text(d.item.text, self._part_bytes) for d in drafts if isinstance(d.item, SourceDocument) and d.ids is None]
     encoded_traces = iter(self._muted(encode_traces(traces, self._tokenizer, threads=self._threads)))
     encoded_texts = iter(
       self._muted(encode_texts([p for parts in texts for p in parts], self._tokenizer, threads=self._threads))
@@ -107,10 +122,16 @@ class Preparer:
     for draft in drafts:
       if isinstance(draft.item, SourceTrace):
         found, sizes = [next(encoded_traces)], [_trace_bytes(draft.item.trace)]
+      elif draft.ids is not None:
+        cut = [draft.ids[at : at + self._part_ids] for at in range(0, len(draft.ids), self._part_ids)]
+        found = self._muted([text_document(ids, self._tokenizer) for ids in cut])
+        sizes = _in_proportion(len(draft.item.text.encode()), [len(ids) for ids in cut])
       else:
         parts = next(parts_of_texts)
         found, sizes = [next(encoded_texts) for _ in parts], [len(part.encode()) for part in parts]
       draft.counts["muted_tokens"] += sum(muted for _, muted in found)
+      if self._tokenizer.unknown_id is not None:
+        draft.counts["unknown_tokens"] += sum(int(np.sum(d.ids == self._tokenizer.unknown_id)) for d, _ in found)
       documents, counts = tuple(document for document, _ in found), {name: n for name, n in draft.counts.items() if n}
       origin, digest, place = draft.item.origin, draft.digest, draft.place
       prepared.append(Prepared(origin, digest, place, draft.signature, documents, tuple(sizes), counts))
@@ -203,5 +224,21 @@ def _content(item: Item) -> str:
   return dataclasses.replace(item.trace, id="").to_json()
 
 
+def _group(item: Item) -> str | None:
+  """Documents of one group go to one split: of traces, all that happened in one world."""
+  if isinstance(item, SourceDocument):
+    return item.group
+  return None if item.trace.env_seed is None else f"{item.trace.family}/{item.trace.env_seed}"
+
+
 def _trace_bytes(trace: Trace) -> int:
   return sum(len(segment.text.encode()) + len((segment.args or "").encode()) for segment in trace.segments)
+
+
+def _in_proportion(total: int, parts: Sequence[int]) -> list[int]:
+  """A total, dealt to parts by their sizes.
+
+  Example: 10 to parts [1, 1, 2] gives [2, 3, 5].
+  """
+  ends = [total * end // sum(parts) for end in itertools.accumulate(parts, initial=0)]
+  return [stop - start for start, stop in itertools.pairwise(ends)]

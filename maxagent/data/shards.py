@@ -30,9 +30,9 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from maxagent.data.document import EMPTY, Document, calls, head_tokens
 from maxagent.errors import ConfigError, DamagedShardError, DataError, TokenizerMismatchError
-from maxagent.traces.schema import Role
+from maxagent.traces.schema import Flag, Role, Status
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INDEX_FILE = "index.json"
 TABLES = ("lengths", "heads", "calls", "call_starts")
 # A split up to this size is hashed whole at opening: about 30 ms.
@@ -96,6 +96,7 @@ class ShardIndex:
   tokens: int
   bytes: int
   role_tokens: dict[str, int]
+  target_tokens: dict[str, int]  # by role and status, such as call.err: all but first, muted and added tokens
   shards: tuple[ShardFile, ...]
   tables: dict[str, str]  # digests of the tables
   counts: dict[str, int]
@@ -105,9 +106,18 @@ class ShardIndex:
     """Digest of everything above, so that of every byte of the split."""
     return xxhash.xxh3_128_hexdigest(json.dumps(dataclasses.asdict(self), sort_keys=True).encode())
 
+  def target_share(self, wanted: npt.NDArray[np.bool_]) -> float:
+    """The share of all tokens that are targets of the (role, status) that `wanted` [roles, statuses] marks."""
+    counts = {(role, status): self.target_tokens.get(_pair(role, status), 0) for role in Role for status in Status}
+    return sum(n for pair, n in counts.items() if wanted[pair]) / max(1, self.tokens)
+
   def to_json(self) -> str:
     """The text of index.json."""
     return json.dumps(dataclasses.asdict(self) | {"digest": self.digest}, indent=1)
+
+
+def _pair(role: Role, status: Status) -> str:
+  return f"{role.name}.{status.name}".lower()
 
 
 def read_index(split: str | os.PathLike[str]) -> ShardIndex:
@@ -122,8 +132,13 @@ def read_index(split: str | os.PathLike[str]) -> ShardIndex:
     raise DataError(
       f"{path} does not exist; expected a folder written by `maxagent data build` (an interrupted build has none)."
     )
+  return parse_index(path.read_bytes(), path)
+
+
+def parse_index(content: bytes, path: str | os.PathLike[str]) -> ShardIndex:
+  """The index that a file holds; `path` names it in errors, which are those of `read_index`."""
   try:
-    record = json.loads(path.read_bytes())
+    record = json.loads(content)
     version, digest = record["format_version"], record.pop("digest")
     if version != FORMAT_VERSION:
       raise DataError(f"{path} has format version {version}; this release reads {FORMAT_VERSION}. Build the data again.")
@@ -157,6 +172,7 @@ class ShardWriter:
     self._heads: list[int] = []
     self._calls: list[npt.NDArray[np.uint32]] = []
     self._role_tokens = np.zeros(len(Role), np.int64)
+    self._targets = np.zeros((len(Role), len(Status)), np.int64)
     self._writer: ArrayRecordWriter | None = None
     self._documents = self._tokens = self._bytes = 0  # of the shard being written
 
@@ -171,6 +187,9 @@ class ShardWriter:
     self._heads.append(head_tokens(document, self._index["first_reserved"]))
     self._calls.append(calls(document, self._index["first_reserved"]))
     self._role_tokens += np.bincount(document.roles, minlength=len(Role))
+    targets = document[1:]
+    spoken = targets.flags & (Flag.MUTED | Flag.ADDED) == 0
+    np.add.at(self._targets, (targets.roles[spoken], targets.statuses[spoken]), 1)
     self._documents += 1
     self._tokens += len(document)
     self._bytes += text_bytes
@@ -183,9 +202,10 @@ class ShardWriter:
     tables = self._write_tables()
     totals = {name: sum(getattr(s, name) for s in self._shards) for name in ("documents", "tokens", "bytes")}
     role_tokens = {role.name.lower(): int(self._role_tokens[role]) for role in Role if self._role_tokens[role]}
+    target_tokens = {_pair(r, s): n for r in Role for s in Status if (n := int(self._targets[r, s]))}
     index = ShardIndex(
-      format_version=FORMAT_VERSION, **self._index, **totals, role_tokens=role_tokens, shards=tuple(self._shards),
-      tables=tables, counts=dict(counts),
+      format_version=FORMAT_VERSION, **self._index, **totals, role_tokens=role_tokens, target_tokens=target_tokens,
+      shards=tuple(self._shards), tables=tables, counts=dict(counts),
     )  # fmt: skip
     unfinished = self._folder / (INDEX_FILE + ".partial")
     unfinished.write_text(index.to_json(), encoding="utf-8")

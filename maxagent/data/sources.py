@@ -93,11 +93,11 @@ def read_traces(paths: Paths, *, format: str = loaders.AUTO) -> Iterator[SourceT
 
 def text_parts(paths: Paths, *, text_field: str = "text") -> Iterator[Part | Reject]:
   """The files of `read_documents`, unparsed."""
-  for path in _files(paths, _TEXTS):
+  for path in files(paths, _TEXTS):
     if isinstance(path, Reject):
       yield path
       continue
-    suffix = _suffix(path, _TEXTS)
+    suffix = suffix_of(path, _TEXTS)
     if suffix == ".parquet":
       records = _parquet_column(path, text_field)
     elif suffix.startswith(".jsonl"):
@@ -109,11 +109,11 @@ def text_parts(paths: Paths, *, text_field: str = "text") -> Iterator[Part | Rej
 
 def trace_parts(paths: Paths, *, format: str = loaders.AUTO) -> Iterator[Part | Reject]:
   """The files of `read_traces`, unparsed; their format is chosen."""
-  for path in _files(paths, loaders.SUFFIXES):
+  for path in files(paths, loaders.SUFFIXES):
     if isinstance(path, Reject):
       yield path
       continue
-    how = loaders.SUFFIXES[_suffix(path, loaders.SUFFIXES)]
+    how = loaders.SUFFIXES[suffix_of(path, loaders.SUFFIXES)]
     yield from _parts(how, loaders.choose_format(_cut(_blobs(path, how), how), format), _blobs(path, how))
 
 
@@ -172,7 +172,7 @@ def _blobs(path: pathlib.Path, how: str) -> Iterator[tuple[Any, str]]:
     return _parquet_rows(path)
   if how == "document":
     return iter([(b"".join(_blocks(path)), str(path))])
-  return _array_records(path) if path.name.lower().endswith(".array_record") else _json_lines(path)
+  return _array_records(path) if path.name.lower().endswith(".array_record") else json_lines(path)
 
 
 def _cut(blobs: Iterable[tuple[Any, str]], how: str) -> Iterator[loaders.Record | loaders.Refused]:
@@ -196,23 +196,29 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], str]]:
     raise UndecodableError(f"{path} cannot be read as parquet ({error}); write it again.") from error
 
 
-def _suffix(path: pathlib.Path, known: Iterable[str]) -> str:
+def suffix_of(path: pathlib.Path, known: Iterable[str]) -> str:
+  """Which of the known endings a file has; "" for none."""
   return next((suffix for suffix in known if path.name.lower().endswith(suffix)), "")
 
 
-def _files(paths: Paths, known: Iterable[str]) -> Iterator[pathlib.Path | Reject]:
+def files(paths: Paths, known: Iterable[str]) -> Iterator[pathlib.Path | Reject]:
+  """The files that are named, or lie in folders that are, with one of the known endings; others of a folder are rejects.
+
+  Raises:
+    DataError: no such path, an unknown ending, or a folder without any known one.
+  """
   for given in map(pathlib.Path, paths):
     if given.is_dir():
       found = [path for path in sorted(given.rglob("*")) if path.is_file()]
-      if not any(_suffix(path, known) for path in found):
+      if not any(suffix_of(path, known) for path in found):
         raise DataError(f"folder {given} holds no file that ends in {', '.join(known)}; name the files or another folder.")
       for path in found:
         if path.name in ("index.json", "manifest.json"):  # beside what we wrote ourselves, and no document
           continue
-        yield path if _suffix(path, known) else Reject(str(path), f"its ending is none of {', '.join(known)}")
+        yield path if suffix_of(path, known) else Reject(str(path), f"its ending is none of {', '.join(known)}")
     elif not given.exists():
       raise DataError(f"{given} does not exist; name a file or a folder that does.")
-    elif not _suffix(given, known):
+    elif not suffix_of(given, known):
       raise DataError(f"{given} has an unknown suffix; expected one of {', '.join(known)}. Rename or convert it.")
     else:
       yield given
@@ -239,7 +245,7 @@ def _json_text(line: bytes, origin: str, text_field: str) -> SourceDocument | Re
 def _checked_lines(path: pathlib.Path, text_field: str) -> Iterator[tuple[bytes, str]]:
   """The lines, once the first object is seen to have the field: a wrong name is told before a terabyte is rejected."""
   checked = False
-  for line, origin in _json_lines(path):
+  for line, origin in json_lines(path):
     if not checked:
       try:
         record = json.loads(line.decode("utf-8-sig"))
@@ -326,7 +332,7 @@ def _html_text(soup: Any) -> str:
   return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def _json_lines(path: pathlib.Path) -> Iterator[tuple[bytes, str]]:
+def json_lines(path: pathlib.Path) -> Iterator[tuple[bytes, str]]:
   """The lines of a plain or compressed file that are not blank, with `path:line`."""
   number = 0
   try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ StepResult = tuple[str, float, bool, bool, Info]
 
 # Most characters of an agent's own text that an error message repeats: a runaway argument must not fill the context.
 ECHO_CHARACTERS = 40
+# `does` stands before the name: a causal model reads what a tool is for, then its name, and copies what follows a match.
+_SCHEMA_ORDER = ("does", "name", "args")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,16 @@ def format_answer(text: str) -> str:
 def args_text(args: dict[str, Any]) -> str:
   """THE compact JSON text of a call's arguments."""
   return json.dumps(args, ensure_ascii=False, separators=(",", ":"))
+
+
+def tools_text(tools: Iterable[Schema]) -> str:
+  """THE compact text of tool schemas, shared by generation, sampling and play: one JSON array, `does` before name and args."""
+  ordered = [{key: tool[key] for key in sorted(tool, key=_schema_rank)} for tool in tools]
+  return json.dumps(ordered, ensure_ascii=False, separators=(",", ":"))
+
+
+def _schema_rank(key: str) -> int:
+  return _SCHEMA_ORDER.index(key) if key in _SCHEMA_ORDER else len(_SCHEMA_ORDER)
 
 
 def parse_action(text: str) -> Action:
@@ -108,8 +121,14 @@ class Environment(abc.ABC):
   family: str
 
   @abc.abstractmethod
-  def reset(self, seed: int) -> tuple[str, Info]:
-    """Starts the episode of `seed`; returns the goal's text and {"tools": schemas, "goal": text}."""
+  def reset(self, seed: int, goal: str | None = None) -> tuple[str, Info]:
+    """Starts the episode of `seed`, or the same world with another of its `goals`.
+
+    Returns the goal's text and {"tools": schemas, "goal": text}.
+
+    Raises:
+      EnvironmentFault: `goal` is none of the world's.
+    """
 
   @abc.abstractmethod
   def step(self, text: str) -> StepResult:
@@ -139,6 +158,11 @@ class Environment(abc.ABC):
   @abc.abstractmethod
   def tools(self) -> tuple[Schema, ...]:
     """The schemas that the episode declares: {"does", "name", "args"}."""
+
+  @property
+  def goals(self) -> tuple[str, ...]:
+    """Every goal that the family could set in this very world; none where it has no notion of another than its own."""
+    return ()
 
   @property
   @abc.abstractmethod

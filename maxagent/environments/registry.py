@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
-from maxagent.environments.base import Environment
+from maxagent.environments.base import Environment, Schema
 from maxagent.environments.toolworld.files import Files
 from maxagent.environments.toolworld.kv import KeyValue
 from maxagent.environments.toolworld.naming import SPLITS
@@ -32,3 +33,20 @@ def make(family: str, *, split: str, difficulty: int = 1) -> Environment:
   if difficulty not in DIFFICULTIES:
     raise ConfigError(f"environment difficulty is {difficulty!r}; expected one of {', '.join(map(str, DIFFICULTIES))}.")
   return _FAMILIES[family](split, difficulty)
+
+
+def find(family: str, seed: int | None, *, tools: Sequence[Schema], goal: str) -> Environment | None:
+  """The environment whose episode of `seed` has these tools and could have this goal, at its start; None if there is none.
+
+  A stored trace names neither split nor difficulty: each is tried.
+  """
+  if seed is None or family not in _FAMILIES:
+    return None
+  for split, difficulty in itertools.product(SPLITS, DIFFICULTIES):
+    env = make(family, split=split, difficulty=difficulty)
+    own, _ = env.reset(seed)
+    if list(env.tools) == list(tools) and goal in (own, *env.goals):
+      if goal != own:
+        env.reset(seed, goal)
+      return env
+  return None

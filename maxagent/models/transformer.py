@@ -7,6 +7,7 @@ Parameters are plain nested dicts of float32 arrays:
     pattern     {"0": layer, ...} every leaf stacked over the repeats on axis 0, for lax.scan
     suffix      {"0": layer, ...}
     final_norm  {scale [D]}
+    mtp         {"0": depth, ...} of multi-token prediction; only training uses it
 
 A part without layers is left out. The modules define the layers; they are split once per configuration and put together again
 around slices of these dicts, so that nothing of Flax lives in a checkpoint or in the hot loop.
@@ -14,6 +15,7 @@ around slices of these dicts, so that nothing of Flax lives in a checkpoint or i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +31,7 @@ from maxagent.models.cache import Cache, cached_attention
 from maxagent.models.definition import Definition, define, plain
 from maxagent.models.embed import Embedding
 from maxagent.models.masks import Mask
+from maxagent.models.multi_token import Depth, ahead
 from maxagent.models.norm import RMSNorm
 from maxagent.models.rope import rotation
 from maxagent.parallel.rules import Layout
@@ -47,6 +50,9 @@ def init(config: Model, key: Array) -> Params:
     places = len(config.prefix) + offset + len(config.pattern) * jnp.arange(config.repeats)
     return jax.vmap(functools.partial(layer, config.pattern[offset]))(places)
 
+  def depth(i: int) -> Params:
+    return plain(Depth(config, config.layers[-1], key=jax.random.fold_in(layers_key, len(config.layers) + i)))
+
   suffix_start = len(config.layers) - len(config.suffix)
   params = {
     "embedding": plain(Embedding(config, key=ends_key)),
@@ -54,6 +60,7 @@ def init(config: Model, key: Array) -> Params:
     "pattern": {str(i): stacked(i) for i in range(len(config.pattern)) if config.repeats},
     "suffix": {str(i): layer(kind, suffix_start + i) for i, kind in enumerate(config.suffix)},
     "final_norm": plain(RMSNorm(config.hidden_size, config.norm_epsilon)),
+    "mtp": {str(i): depth(i) for i in range(config.mtp_depth)},
   }
   return {name: part for name, part in params.items() if part}
 
@@ -72,6 +79,7 @@ def logical_axes(config: Model) -> Params:
 
   pattern = jax.tree.map(lambda axes: ("layers", *axes), layers(config.pattern), is_leaf=lambda x: isinstance(x, tuple))
   parts = {"prefix": layers(config.prefix), "pattern": pattern if config.repeats else {}, "suffix": layers(config.suffix)}
+  parts["mtp"] = {str(i): mtp_depth(config).axes for i in range(config.mtp_depth)}
   return ends | {name: part for name, part in parts.items() if part}
 
 
@@ -97,6 +105,41 @@ def hidden_states(
 
   x_BTD = through_layers(x_BTD, params, apply, config)
   return final_norm(config).merge(params["final_norm"])(x_BTD)
+
+
+def further_states(
+  params: Params,
+  hidden_BTD: Float[Array, "B T D"],
+  tokens_BT: Int[Array, "B T"],
+  *,
+  segments_BT: Int[Array, "B T"],
+  positions_BT: Int[Array, "B T"],
+  config: Model,
+  layout: Layout,
+) -> list[Float[Array, "B T D"]]:
+  """What the head predicts further tokens from: where `hidden_states` says what follows place i, item k - 1 what follows i + k.
+
+  Place i of depth k knows the tokens up to i + k. Where that lies in another document or past the row's end its state means
+  nothing, and no place that means something has seen it.
+  """
+  kind = config.layers[-1]
+  embed = embedding(config).merge(params["embedding"])
+  angles = rotation(positions_BT, config.head_size, config.rope_theta)
+  attend = _self_attention(Mask.within(segments_BT, positions_BT, window_of(config, kind)), config, layout)
+
+  def further(state_BTD: Array, token_BTD: Array, part: Params) -> Array:
+    return mtp_depth(config).merge(part)(state_BTD, token_BTD, angles=angles, attend=attend, layout=layout)
+
+  states = [hidden_BTD]
+  for i in range(config.mtp_depth):
+    token_BTD = embed(ahead(tokens_BT, i + 1), hidden_BTD.dtype, layout)
+    states.append(_recomputed(further, config)(states[-1], token_BTD, params["mtp"][str(i)]))
+  return states[1:]
+
+
+def without_mtp(params: Params, config: Model) -> tuple[Params, Model]:
+  """The model that predicts the next token and nothing else: what is decoded from."""
+  return {name: part for name, part in params.items() if name != "mtp"}, dataclasses.replace(config, mtp_depth=0)
 
 
 def extend(
@@ -153,11 +196,8 @@ def window_of(config: Model, kind: str) -> int | None:
 def through_layers(x_BTD: Array, params: Params, apply: Callable[..., Array], config: Model) -> Array:
   """`apply(x, layers, kinds)` over the prefix, each repeat of the pattern (scanned) and the suffix, recomputed as asked."""
 
-  policy = jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES)
-
   def step(kinds: tuple[str, ...]) -> Callable[[Array, Params], Array]:
-    run = functools.partial(apply, kinds=kinds)
-    return run if config.remat == "none" else jax.checkpoint(run, policy=policy)
+    return _recomputed(functools.partial(apply, kinds=kinds), config)
 
   for i, kind in enumerate(config.prefix):
     x_BTD = step((kind,))(x_BTD, {"0": params["prefix"][str(i)]})
@@ -167,6 +207,13 @@ def through_layers(x_BTD: Array, params: Params, apply: Callable[..., Array], co
   for i, kind in enumerate(config.suffix):
     x_BTD = step((kind,))(x_BTD, {"0": params["suffix"][str(i)]})
   return x_BTD
+
+
+def _recomputed(run: Callable[..., Array], config: Model) -> Callable[..., Array]:
+  """`run`, which keeps only attention's results for the backward pass if the config asks for it."""
+  if config.remat == "none":
+    return run
+  return jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(*SAVED_NAMES))
 
 
 def _self_attention(mask: Mask, config: Model, layout: Layout) -> Attend:
@@ -181,6 +228,12 @@ def _self_attention(mask: Mask, config: Model, layout: Layout) -> Attend:
 def block(config: Model, kind: str) -> Definition:
   """The definition of a layer of that kind."""
   return define(lambda key: Block(config, kind, key=key))
+
+
+@functools.cache
+def mtp_depth(config: Model) -> Definition:
+  """The definition of one depth of multi-token prediction; its layer is of the last layer's kind."""
+  return define(lambda key: Depth(config, config.layers[-1], key=key))
 
 
 @functools.cache

@@ -1,4 +1,7 @@
-"""The loss: weighted cross-entropy and z-loss as sums, which the caller divides once. B batch, T length, S sources."""
+"""The loss: weighted cross-entropy and z-loss as sums, which the caller divides once.
+
+B batch, T length, S sources, K depths of multi-token prediction.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from maxagent.config import Config
 from maxagent.data.batch import Batch
 from maxagent.models import transformer
-from maxagent.objectives.cross_entropy import token_losses
+from maxagent.objectives.cross_entropy import weighted_losses
+from maxagent.objectives.multi_token import depth_sums
 from maxagent.objectives.weights import token_weights, weight_table
 from maxagent.parallel.rules import Layout
 from maxagent.traces.schema import Role
@@ -26,44 +30,57 @@ class LossSums:
   On devices while the step runs, NumPy once fetched.
   """
 
-  weight: Any  # float32 [], the denominator of the loss
+  loss: Any  # float32 [], the numerator of the loss, of next tokens alone
+  weight: Any  # float32 [], its denominator
   supervised: Any  # float32 [], tokens whose weight is not zero
   role_loss: Any  # float32 [16]
   role_tokens: Any  # float32 [16]
   source_loss: Any  # float32 [S]
   source_tokens: Any  # float32 [S]
+  source_supervised: Any  # float32 [S], tokens whose weight is not zero
+  mtp_loss: Any  # float32 [K], the numerators of multi-token prediction; K is 0 where it is off
+  mtp_weight: Any  # float32 [K], their denominators
 
 
 def loss_sums(
-  params: Any, batch: Batch, *, config: Config, layout: Layout, step: int | Int[Array, ""] = 0
+  params: Any,
+  batch: Batch,
+  *,
+  config: Config,
+  layout: Layout,
+  step: int | Int[Array, ""] = 0,
+  mtp_shares: Float[Array, " K"] | None = None,
 ) -> tuple[Float[Array, ""], LossSums]:
-  """The numerator of the loss, sum of weight x (cross-entropy + z_loss x log(Z)^2), and the sums beside it.
+  """What to minimise, as a numerator over the weight of the next tokens, and the sums beside it.
 
-  `step` says where the schedules of the weights are. z-loss: PaLM, arXiv 2204.02311, section 5.
+  `step` says where the schedules of the weights are; `mtp_shares` come from `depth_shares`, and None leaves further tokens out.
   """
   hidden_BTD = transformer.hidden_states(
     params, batch.tokens, segments_BT=batch.segments, positions_BT=batch.positions, config=config.model, layout=layout
   )
-  losses_BT, log_z_BT = token_losses(
-    hidden_BTD,
-    transformer.head(params, config.model),
-    batch.targets,
-    chunk_tokens=config.objective.chunk_tokens,
-    layout=layout,
-  )
+  head_DV = transformer.head(params, config.model)
   weights_BT = token_weights(batch.roles, batch.statuses, batch.flags, weight_table(config.objective, step))
-  numerator = jnp.sum(weights_BT * (losses_BT + config.objective.z_loss * jnp.square(log_z_BT)))
-  losses_BT = jax.lax.stop_gradient(losses_BT)
-  present_BT = (batch.roles != Role.PAD).astype(jnp.float32)
+  loss, losses_BT = weighted_losses(hidden_BTD, head_DV, batch.targets, weights_BT, objective=config.objective, layout=layout)
+  numerator, mtp_loss, mtp_weight = loss, jnp.zeros(0), jnp.zeros(0)
+  if mtp_shares is not None:
+    mtp_loss, mtp_weight = depth_sums(params, hidden_BTD, batch, weights_BT, config=config, layout=layout)
+    numerator += jnp.sum(mtp_shares * mtp_loss)
+  present_BT, supervised_BT = (x_BT.astype(jnp.float32) for x_BT in (batch.roles != Role.PAD, weights_BT > 0))
+  sources = max(1, len(config.data.sources))
   role_loss, role_tokens = _sums_by(batch.roles, losses_BT, present_BT, len(Role))
-  source_loss, source_tokens = _sums_by(batch.sources, losses_BT, present_BT, max(1, len(config.data.sources)))
+  source_loss, source_tokens = _sums_by(batch.sources, losses_BT, present_BT, sources)
+  _, source_supervised = _sums_by(batch.sources, losses_BT, supervised_BT, sources)
   return numerator, LossSums(
+    loss=loss,
     weight=jnp.sum(weights_BT),
-    supervised=jnp.sum(weights_BT > 0, dtype=jnp.float32),
+    supervised=jnp.sum(supervised_BT),
     role_loss=role_loss,
     role_tokens=role_tokens,
     source_loss=source_loss,
     source_tokens=source_tokens,
+    source_supervised=source_supervised,
+    mtp_loss=mtp_loss,
+    mtp_weight=mtp_weight,
   )
 
 
@@ -76,11 +93,16 @@ def _sums_by(
 
 
 def named_losses(sums: LossSums, sources: tuple[str, ...], *, prefix: str) -> dict[str, float]:
-  """Mean losses by role and source, for those with a token: {prefix}/role/<role> and {prefix}/source/<source>. Host only."""
+  """Mean losses by role and source, for those with a token: {prefix}/role/<role> and {prefix}/source/<source>. Host only.
+
+  And {prefix}/mtp, weighted as the loss is: the mean over the depths of multi-token prediction that have a target.
+  """
   named: dict[str, float] = {}
   for kind, names, losses, tokens in (
     ("role", [r.name.lower() for r in Role], sums.role_loss, sums.role_tokens),
     ("source", sources, sums.source_loss, sums.source_tokens),
   ):
     named |= {f"{prefix}/{kind}/{name}": float(losses[i] / tokens[i]) for i, name in enumerate(names) if tokens[i] > 0}
+  if (asked := sums.mtp_weight > 0).any():
+    named[f"{prefix}/mtp"] = float((sums.mtp_loss[asked] / sums.mtp_weight[asked]).mean())
   return named

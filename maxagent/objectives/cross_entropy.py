@@ -8,20 +8,49 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from maxagent.config import Objective
 from maxagent.parallel.rules import Layout, mesh_axes, spec
+from maxagent_kernels.cross_entropy import linear_scores
+
+
+def weighted_losses(
+  hidden: Float[Array, "B T D"],
+  head: Float[Array, "D V"],
+  targets: Int[Array, "B T"],
+  weights: Float[Array, "B T"],
+  *,
+  objective: Objective,
+  layout: Layout,
+) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+  """The sum of weight x (cross-entropy + z_loss x log(Z)^2), and every position's cross-entropy, which carries no gradient.
+
+  z-loss: PaLM, arXiv 2204.02311, section 5.
+  """
+  losses_BT, log_z_BT = token_losses(
+    hidden, head, targets, chunk_tokens=objective.chunk_tokens, layout=layout, backend=objective.cross_entropy
+  )
+  numerator = jnp.sum(weights * (losses_BT + objective.z_loss * jnp.square(log_z_BT)))
+  return numerator, jax.lax.stop_gradient(losses_BT)
 
 
 def token_losses(
-  hidden: Float[Array, "B T D"], head: Float[Array, "D V"], targets: Int[Array, "B T"], *, chunk_tokens: int, layout: Layout
+  hidden: Float[Array, "B T D"],
+  head: Float[Array, "D V"],
+  targets: Int[Array, "B T"],
+  *,
+  chunk_tokens: int,
+  layout: Layout,
+  backend: str = "xla",
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
   """Cross-entropy in nats and log of the partition function, both float32, of every position.
 
   Only [B, chunk_tokens, V] logits exist at a time, of a device's own rows, positions and vocabulary; the backward pass computes
-  them again. The product runs in the dtype of `hidden` and accumulates in float32. On a mesh the head is gathered once and its
-  gradient reduced once, not for every chunk.
+  them again. With the backend "pallas" they never leave the chip. The product runs in the dtype of `hidden` and accumulates in
+  float32. On a mesh the head is gathered once and its gradient reduced once, not for every chunk.
   """
+  losses = functools.partial(_losses, chunk_tokens=chunk_tokens) if backend == "xla" else _fused_losses
   if layout.mesh is None:
-    return _losses(hidden, head, targets, chunk_tokens=chunk_tokens, vocab_axes=())
+    return losses(hidden, head, targets, vocab_axes=())
   vocab = "vocab" if layout.parts("vocab") > 1 else None
   copied_along = ("data", *mesh_axes("length"))
 
@@ -29,11 +58,32 @@ def token_losses(
     whole = jax.lax.all_gather(head, mesh_axes("embed"), axis=0, tiled=True)
     # Said outside the loop over chunks, so that the sum of the head's gradients is outside it too.
     whole = jax.lax.pcast(whole, copied_along, to="varying")
-    return _losses(hidden, whole, targets, chunk_tokens=chunk_tokens, vocab_axes=mesh_axes(vocab))
+    return losses(hidden, whole, targets, vocab_axes=mesh_axes(vocab))
 
   tokens = spec("batch", "length")
   in_specs = (spec("batch", "length", None), spec("embed", vocab), tokens)
-  return jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=(tokens, tokens))(hidden, head, targets)
+  out_specs = (tokens, tokens)
+  # A kernel's interpreter does not know which arrays differ between devices.
+  mapped = jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=backend == "xla")
+  return mapped(hidden, head, targets)
+
+
+def _fused_losses(hidden: Array, head: Array, targets: Array, *, vocab_axes: tuple[str, ...]) -> tuple[Array, Array]:
+  """By the TPU kernel, which other platforms interpret; `head` may be this device's part of the vocabulary."""
+  first = head.shape[1] * jax.lax.axis_index(vocab_axes) if vocab_axes else 0
+  on_tpu, elsewhere = (functools.partial(_scores, interpret=interpret) for interpret in (False, True))
+  flat = hidden.reshape(-1, hidden.shape[-1]), head, targets.reshape(-1) - first
+  # Chosen when it is compiled, not when it is traced: a program for a TPU may be compiled on a machine without one.
+  log_z, target_logits = jax.lax.platform_dependent(*flat, tpu=on_tpu, default=elsewhere)
+  if vocab_axes:
+    greatest = jax.lax.pmax(jax.lax.stop_gradient(log_z), vocab_axes)
+    log_z = greatest + jnp.log(jax.lax.psum(jnp.exp(log_z - greatest), vocab_axes))
+    target_logits = jax.lax.psum(target_logits, vocab_axes)
+  return (log_z - target_logits).reshape(targets.shape), log_z.reshape(targets.shape)
+
+
+def _scores(hidden: Array, head: Array, targets: Array, *, interpret: bool) -> tuple[Array, Array]:
+  return tuple(linear_scores(hidden, head, targets, interpret=interpret))
 
 
 def _losses(

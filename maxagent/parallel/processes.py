@@ -71,6 +71,8 @@ def any_of(value: bool, layout: Layout) -> jax.Array:
   if layout.mesh is None:
     return jax.device_put(flags)
   place = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec(layout.mesh.axis_names))
+  if layout.mesh.devices.flat[0] not in jax.devices():  # only described, to compile for: such devices hold nothing
+    return jax.ShapeDtypeStruct((layout.mesh.size,), flags.dtype, sharding=place)
   return jax.make_array_from_callback((layout.mesh.size,), place, lambda _: flags)
 
 

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec
 
 from maxagent.config import Model
 from maxagent.errors import ConfigError
+from maxagent.models import transformer
 from maxagent.parallel.rules import Layout
 from maxagent.sampling import programs
 from maxagent.sampling.logits import NO_ROLE, Grammar
@@ -94,6 +95,7 @@ class Engine:
 
     `slots` is rounded up to a multiple of the groups of devices that hold rows; `self.slots` says to how many.
     """
+    params, model = transformer.without_mtp(params, model)
     weight_bytes = sum(leaf.size for leaf in jax.tree.leaves(params)) * np.dtype(np.float32).itemsize
     axes = programs.row_axes(layout.mesh, weight_bytes)
     self.program = Program(

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from maxagent.environments import faults
-from maxagent.environments.base import Environment, generator, parse_action
-from maxagent.environments.generate import tools_text
+from maxagent.environments.base import Environment, generator, parse_action, tools_text
 from maxagent.sampling.engine import Turn
 from maxagent.sampling.turns import Written, prompt_ids, read_turn, segment_ids
 from maxagent.tokenizer import Tokenizer

@@ -54,9 +54,10 @@ def next_tokens(
   `temperature=None` the choice is greedy. A row's draw depends on its own seed and position alone, not on neighbours or slot.
   """
   logits_BV = logits.astype(jnp.float32)
-  allowed_BV = jnp.where(_forbidden(grammar)[None], -jnp.inf, logits_BV)
+  size = logits_BV.shape[-1]
+  allowed_BV = jnp.where(_forbidden(grammar, size)[None], -jnp.inf, logits_BV)
   if temperature is not None:
-    allowed_BV = allowed_BV / temperature + _gumbel(seeds, positions, grammar.vocab_size)
+    allowed_BV = allowed_BV / temperature + _gumbel(seeds, positions, size)
   tokens_B = jnp.argmax(allowed_BV, axis=-1).astype(jnp.int32)
   chosen_B = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)[:, 0]
   return tokens_B, chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
@@ -76,8 +77,8 @@ def next_roles(roles: Int[Array, " B"], tokens: Int[Array, " B"], grammar: Gramm
   return roles_B, closes_B
 
 
-def _forbidden(grammar: Grammar) -> np.ndarray:
-  mask_V = np.zeros(grammar.vocab_size, bool)
+def _forbidden(grammar: Grammar, size: int) -> np.ndarray:
+  mask_V = np.arange(size) >= grammar.vocab_size  # a model may have more ids than its tokenizer
   mask_V[list(grammar.forbidden)] = True
   return mask_V
 

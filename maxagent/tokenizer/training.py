@@ -13,7 +13,9 @@ import sentencepiece
 import xxhash
 
 from maxagent.errors import TokenizerError
-from maxagent.tokenizer.model import SPACE_MARK, Tokenizer, spelled
+from maxagent.tokenizer.model import Tokenizer
+from maxagent.tokenizer.pieces import SPACE_MARK
+from maxagent.tokenizer.vocabulary import spelled
 from maxagent.traces.schema import RESERVED
 
 SMALLEST_VOCAB = 256 + len(RESERVED) + 2  # the bytes, the reserved block, the unknown token and one learned piece

@@ -33,10 +33,10 @@ class Progress:
   def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
     self._bar.stop()
 
-  def update(self, step: int, *, loss: float, tokens_per_second: float) -> None:
-    """The step that has just been recorded, its loss in nats and how fast it went."""
+  def update(self, step: int, *, loss: float | None, tokens_per_second: float) -> None:
+    """The step that has just been recorded, its loss in nats (None: no token was supervised) and how fast it went."""
     now = time.monotonic()
-    state = f"loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s"
+    state = f"loss {'–' if loss is None else f'{loss:.3f}'}  {tokens_per_second:,.0f} tokens/s"
     self._bar.update(self._task, completed=step, state=state)
     if self._shown and not self._console.is_terminal and (now - self._logged > LOG_EVERY_SECONDS or step == self._steps):
       self._logged = now

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maxagent.errors import ConfigError
-from maxagent.tracking import charts, curves, palette, turns
+from maxagent.tracking import charts, curves, page, palette, turns
 from maxagent.tracking.ledger import IDLE, LEDGER_FILE, OUTER_FILE, Ledger
 from maxagent.tracking.writers import METRICS_FILE, read_metrics, replace_file
 
@@ -37,23 +37,10 @@ def write_report(workdir: str | os.PathLike[str]) -> Path:
     DataError: no metrics file, or a line in one of the files that cannot be read; the message names it.
     ConfigError: config.json is not JSON.
   """
-  import jinja2
-
   folder = Path(workdir)
-  context = _context(folder)
-  environment = jinja2.Environment(
-    autoescape=True, undefined=jinja2.StrictUndefined, finalize=_safe, trim_blocks=True, lstrip_blocks=True
-  )
-  template = (Path(__file__).parent / _TEMPLATE).read_text(encoding="utf-8")
-  page = environment.from_string(template).render(context)
   path = folder / REPORT_FILE
-  replace_file(path, page.encode())
+  replace_file(path, page.render(_TEMPLATE, _context(folder)))
   return path
-
-
-def _safe(value: Any) -> Any:
-  """What the template prints of a value: text of unknown origin without control characters; our own SVG as it is."""
-  return turns.printable(value, longest=len(value)) if type(value) is str else value
 
 
 def _context(folder: Path) -> dict[str, Any]:
@@ -63,12 +50,10 @@ def _context(folder: Path) -> dict[str, Any]:
   ledger = _ledger(folder)
   return {
     "name": str(config.get("name") or folder.resolve().name),
-    "css_light": palette.css_variables("light"),
-    "css_dark": palette.css_variables("dark"),
     "summary": _summary(run, config, folder / METRICS_FILE),
     "tiles": _tiles(run, ledger),
     "families": _families(run),
-    "cards": _cards(curves.charts(run)),
+    "cards": page.cards(curves.charts(run)),
     "mixture": _mixture(run),
     "fill": None if (fill := run.last("mixture/fill")) is None else f"{fill:.1%}",
     "ledger": _ledger_rows(ledger),
@@ -155,24 +140,6 @@ def _others(run: curves.Curves, prefix: str, kinds: Sequence[str]) -> str:
       number = f"{value:.1%}" if f"{part}_low" in parts else charts.compact(value, digits=3)
       shown.append(f"{part.replace('_', ' ')} {number}")
   return " · ".join(shown)
-
-
-def _cards(made: Sequence[charts.Chart]) -> list[dict[str, Any]]:
-  import markupsafe
-
-  cards = []
-  for number, chart in enumerate(made):
-    note = chart.note + (" Moving average." if charts.is_smoothed(chart) else "")
-    svg = markupsafe.Markup(charts.draw(chart, prefix=f"chart{number}"))
-    legend = [{"label": s.label, "colour": s.colour, "dashed": s.dashed, "last": _last(s, chart)} for s in chart.series]
-    cards.append({"title": chart.title, "note": note.strip(), "svg": svg, "legend": legend})
-  return cards
-
-
-def _last(series: charts.Series, chart: charts.Chart) -> str:
-  if series.last is None:
-    return ""
-  return f"{series.last:.1%}" if chart.scale in ("share", "percent") else charts.compact(series.last, digits=3)
 
 
 def _mixture(run: curves.Curves) -> list[dict[str, str]]:

@@ -14,10 +14,13 @@ from maxagent.traces.schema import Segment, Trace
 
 EPISODES_FILE = "episodes.jsonl"
 # What stands in the err_kind of a call that was forced; a call of the agent's own that failed has the environment's word there.
-INJECTED_KINDS = frozenset({"wrong_tool", "wrong_argument", "missing_precondition"})
+INJECTED_KINDS = frozenset({"wrong_tool", "wrong_argument", "missing_precondition", "stale_state", "repeated_action"})
 _LONGEST_TEXT = 4000  # characters shown of one segment
 # Control characters, and those that reorder or hide what stands around them: a terminal or a page would obey them.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_UNSAFE = re.compile(
+  "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+  "\U000e0000-\U000e007f\ud800-\udfff]"
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from maxagent.parallel import processes
 from maxagent.tracking.ledger import Ledger
 from maxagent.tracking.progress import Progress
 from maxagent.tracking.writers import MetricsWriter
+from maxagent.training.digest import added
 from maxagent.training.step import StepMetrics
 
 Record = dict[str, float]
@@ -25,8 +26,9 @@ Record = dict[str, float]
 class Recorder:
   """Fetches the metrics of a finished step, names them and writes them; one record per step, from the first process."""
 
-  def __init__(self, config: Config, workdir: Path, *, ledger: Ledger, start: int) -> None:
+  def __init__(self, config: Config, workdir: Path, *, ledger: Ledger, start: int, digest: int = 0) -> None:
     self._config, self._ledger = config, ledger
+    self.digest = digest  # of all batches up to the last step that was fetched; see training.digest
     self._sources = tuple(source.name for source in config.data.sources)
     first = processes.is_first()
     self._writer = MetricsWriter(workdir, resume_step=start or None) if first else None
@@ -53,29 +55,33 @@ class Recorder:
     return step
 
   def fetch(self, step: int, metrics: StepMetrics) -> Record:
-    """The numbers of `step`; waits until the mesh has computed them.
+    """The numbers of `step`, once; waits until the mesh has computed them.
 
     Raises:
       NonFiniteError: its loss or gradient is not a number.
     """
-    values, data = jax.device_get(metrics), self._config.data
+    values = jax.device_get(metrics)
     loss, grad_norm, sums = float(values["loss"]), float(values["grad_norm"]), values["sums"]
     if not values["finite"]:
-      last = step * data.global_batch - 1
       raise NonFiniteError(
-        f"step {step}: loss {loss}, gradient norm {grad_norm}, on rows {last - data.global_batch + 1} to {last} of the data "
-        "stream. Nothing was updated, nor saved since. Lower optimizer.learning_rate, or look at the "
-        f"rows with `maxagent data inspect --workdir=WORKDIR --step={step}`."
+        f"step {step}: loss {loss}, gradient norm {grad_norm}. Nothing was updated, nor saved since. Lower "
+        f"optimizer.learning_rate, or look at the rows with `maxagent data inspect --workdir=WORKDIR --step={step}`."
       )
+    self.digest = added(self.digest, values["digest"])
     now = time.monotonic()
     seconds, self._fetched_at = now - self._fetched_at, now
-    record = {
-      "train/loss": loss,
+    # A batch without a supervised token has no loss; 0 would look like a step down.
+    record = {"train/loss": loss} if sums.weight > 0 else {}
+    record |= {
       "train/grad_norm": grad_norm,
       "train/learning_rate": float(values["learning_rate"]),
       "train/tokens_per_second": self._config.tokens_per_step / max(seconds, 1e-9),
       "train/supervised_tokens": float(sums.supervised),
+      "train/data_digest": float(self.digest >> 11),  # as many bits as a float holds
     }
+    # The supervised shares of the step; those of content tokens are in mixture/realised.
+    shares = zip(self._sources, sums.source_supervised, strict=True)
+    record |= {f"train/supervised/{name}": float(n / sums.supervised) for name, n in shares if sums.supervised}
     return record | named_losses(sums, self._sources, prefix="train/loss")
 
   def write(self, step: int, record: Record) -> None:
@@ -83,7 +89,7 @@ class Recorder:
     tokens = step * self._config.tokens_per_step
     if self._writer:
       self._writer.write(step, record, tokens=tokens, seconds=self._ledger.wall_seconds)
-    self._progress.update(step, loss=record["train/loss"], tokens_per_second=record["train/tokens_per_second"])
+    self._progress.update(step, loss=record.get("train/loss"), tokens_per_second=record["train/tokens_per_second"])
     self._fetched_at = time.monotonic()  # an evaluation between the two is no part of the next step
 
 

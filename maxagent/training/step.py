@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array
 from maxagent.config import Config
 from maxagent.data.batch import Batch
 from maxagent.objectives.combine import LossSums, loss_sums
+from maxagent.objectives.multi_token import depth_shares
 from maxagent.parallel.rules import Layout
 from maxagent.training import schedule
 from maxagent.training.state import TrainState
@@ -28,9 +30,9 @@ def train_step(
   A batch without a supervised token changes nothing but the step; a loss or gradient that is not finite changes nothing at all,
   which the host learns one step later from `finite`.
   """
-  numerator, sums, grads = _accumulate(state.params, batch, state.step, config=config, layout=layout)
+  sums, grads = _accumulate(state.params, batch, state.step, config=config, layout=layout)
   scale = jnp.where(sums.weight > 0, 1 / jnp.maximum(sums.weight, 1e-9), 0.0)
-  loss = numerator * scale
+  loss = sums.loss * scale
   grad_norm = optax.tree.norm(grads) * scale
   if config.optimizer.clip_norm is not None:
     scale = scale * jnp.minimum(1.0, config.optimizer.clip_norm / jnp.maximum(grad_norm, 1e-9))
@@ -47,13 +49,18 @@ def train_step(
   return TrainState(step=state.step + finite.astype(jnp.int32), params=kept[0], opt_state=kept[1]), metrics
 
 
-def _accumulate(params: Any, batch: Batch, step: Array, *, config: Config, layout: Layout) -> tuple[Array, LossSums, Any]:
-  """Numerator, sums and the numerator's gradient over the whole batch."""
-  gradient = jax.value_and_grad(lambda p, part: loss_sums(p, part, config=config, layout=layout, step=step), has_aux=True)
+def _accumulate(params: Any, batch: Batch, step: Array, *, config: Config, layout: Layout) -> tuple[LossSums, Any]:
+  """The sums over the whole batch, and the gradient of the numerator."""
+  measured = functools.partial(loss_sums, config=config, layout=layout, step=step)
+  shares = depth_shares(batch, config=config, step=step)
   parts = config.training.microbatches
+
+  def gradient(part: Batch) -> tuple[LossSums, Any]:
+    grads, sums = jax.grad(measured, has_aux=True)(params, part, mtp_shares=shares)
+    return sums, grads
+
   if parts == 1:
-    (numerator, sums), grads = gradient(params, batch)
-    return numerator, sums, grads
+    return gradient(batch)
 
   def split(rows_RT: Array) -> Array:
     # Row r goes to microbatch r % M, so every device keeps rows of its own.
@@ -61,12 +68,11 @@ def _accumulate(params: Any, batch: Batch, step: Array, *, config: Config, layou
     rows_MRT = jnp.moveaxis(rows_RT.reshape(R // parts, parts, T), 1, 0)
     return layout.constrain(rows_MRT, None, "batch", "length")
 
-  def add(total: Any, part: Batch) -> tuple[Any, None]:
-    (numerator, sums), grads = gradient(params, part)
-    return jax.tree.map(jnp.add, total, (numerator, sums, grads)), None
+  def add(total: tuple[LossSums, Any], part: Batch) -> tuple[tuple[LossSums, Any], None]:
+    return jax.tree.map(jnp.add, total, gradient(part)), None
 
   batches = jax.tree.map(split, batch)
-  (numerator, sums), grads = jax.eval_shape(gradient, params, jax.tree.map(lambda leaf: leaf[0], batches))
-  zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (numerator, sums, grads))
+  shapes = jax.eval_shape(gradient, jax.tree.map(lambda leaf: leaf[0], batches))
+  zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   total, _ = jax.lax.scan(add, zero, batches)
   return total

@@ -19,7 +19,8 @@ from maxagent.tracking.writers import replace_file
 
 # A run may go on with other values of these: they change where and when it computes, never what.
 FREE_TO_CHANGE = (
-  "mesh.", "checkpoint.", "evaluation.", "training.microbatches", "data.prefetch_batches", "data.on_damage",
+  "mesh.", "checkpoint.", "evaluation.", "training.microbatches", "training.hang_seconds", "data.prefetch_batches",
+  "data.on_damage",
 )  # fmt: skip
 
 

@@ -59,13 +59,14 @@ def test_play_prints_the_episode_turn_by_turn_and_says_how_it_ended(trained: pat
 
 
 def test_inspect_shows_rows_with_roles_and_edges(maxagent: Maxagent, smoke_arguments: list[str]):
-  shown = maxagent("data", "inspect", "--step=1", "--rows=8", *smoke_arguments).stdout.replace("\n", "")
-  assert shown.count("step 1, row") == 8
-  assert "<|bos|>" in shown and "│" in shown and re.search(r"\d+ trace", shown) and re.search(r"\d+ web", shown)
+  shown = maxagent("data", "inspect", "--step=1", "--rows=8", *smoke_arguments).stdout
+  assert len(re.findall(r"─ Row \d ─", shown)) == 8
+  assert "<|bos|>" in shown and "│ trace · segment" in shown and "│ web · segment" in shown
 
 
 def test_inspect_finds_the_data_of_a_run(trained: pathlib.Path, maxagent: Maxagent):
-  assert "step 2, row 0" in maxagent("data", "inspect", f"--workdir={trained}", "--step=2", "--rows=1").stdout
+  shown = maxagent("data", "inspect", f"--workdir={trained}", "--step=2", "--rows=1").stdout
+  assert "The batch of step 2, 1 of its 8 rows" in shown
 
 
 def test_a_finished_run_started_again_says_what_it_had_reached(
@@ -119,13 +120,15 @@ def test_the_report_can_be_written_again(trained: pathlib.Path, maxagent: Maxage
     (["train", "--workdir=W", "--config=SMOKE", "--config.mesh.expert=2"], "mesh.expert is 2"),
     (["train", "--workdir=gs://bucket/run", "--config=SMOKE"], "mount the bucket"),
     (["train", "--workdir=setup.py", "--config=SMOKE"], "setup.py"),
-    (["train", "--workdir=W", "--config=SMOKE", "--config.data.tokenizer=gs://bucket/t.model"], "mount the bucket"),
+    (["train", "--workdir=W", "--config=SMOKE", "--config.data.tokenizer=s3://bucket/t.model"], "begins with gs://"),
+    (["data", "build", "--kind=web", "--output=gs://bucket/web"], "gcloud storage cp -r"),
     (["evaluate", "--workdir=W"], "holds no run"),
     (["play", "--workdir=W"], "holds no run"),
     (["report", "--workdir=W"], "metrics"),
     (["data", "build", "--kind=web", "--output=W", "ABSENT.txt"], "ABSENT.txt"),
     (["data", "build", "--kind=trace", "--output=W"], "maxagent data generate"),
     (["data", "generate", "--episodes=2", "--output=W", "--families=chess"], "files, kv"),
+    (["data", "generate", "--episodes=2", "--output=W", "--failing=2"], "failing is 2.0; expected 0 to 1"),
   ],
 )
 def test_a_mistake_gets_one_message_with_its_cure_and_no_traceback(

@@ -240,7 +240,7 @@ def test_a_file_may_return_a_config_dict(form: str, tmp_path: pathlib.Path) -> N
     ("--config.data.sources.wbe.share=3", r"Did you mean 'data\.sources\.web'"),
     ("--config.data.sources.web.shre=3", r"Did you mean 'data\.sources\.web\.share'"),
     ("--config.zzz=3", "Expected one of checkpoint, data"),
-    ("--config.training=3", "is a section; set one of its fields: init_from"),
+    ("--config.training=3", "is a section; set one of its fields: hang_seconds"),
     ("--config.training.steps.x=3", r"goes below 'training\.steps'"),
     ("--config.training.steps=many", r"training\.steps is 'many'; expected a whole number"),
     ("--config.training.steps=1.5", r"training\.steps is '1\.5'; expected a whole number"),

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from maxagent.config.schema import Data, Formats, Source
 from maxagent.data import shards
 from maxagent.data.document import Document
+from maxagent.data.pipeline import Pipeline, Rows, open_pipeline
 from maxagent.data.shards import ShardWriter
 from maxagent.tokenizer import Tokenizer, train
 from maxagent.traces.schema import Role, Segment, Status, Trace
@@ -83,6 +85,20 @@ def make_data() -> MakeData:
 @pytest.fixture(scope="session")
 def digest() -> str:
   return DIGEST
+
+
+@pytest.fixture
+def pipelines() -> Iterator[Callable[..., Pipeline]]:
+  """Opens pipelines of all rows, or of those given, and closes them after the test."""
+  opened = []
+
+  def make(data: Data, rows: Rows = range, **options: Any) -> Pipeline:
+    opened.append(open_pipeline(data, DIGEST, rows=rows, **options))
+    return opened[-1]
+
+  yield make
+  for pipeline in opened:
+    pipeline.close()
 
 
 @pytest.fixture(scope="session")

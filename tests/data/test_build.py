@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -152,10 +153,18 @@ def test_traces_and_text_go_from_files_to_batches(
 def test_two_traces_that_differ_in_their_id_alone_are_one(
   tmp_path: pathlib.Path, tokenizer: Tokenizer, make_trace: Callable[..., Trace], write_traces: WriteTraces
 ) -> None:
-  import dataclasses
-
   traces = [make_trace(0), dataclasses.replace(make_trace(0), id="other"), make_trace(1)]
   assert build("trace", tmp_path / "t", [write_traces(traces)], tokenizer=tokenizer).counts["duplicates"] == 1
+
+
+def test_traces_of_one_world_stay_in_one_split(
+  tmp_path: pathlib.Path, tokenizer: Tokenizer, make_trace: Callable[..., Trace], write_traces: WriteTraces
+) -> None:
+  worlds = [dataclasses.replace(make_trace(n), id=f"{n}", env_seed=n % 30) for n in range(90)]
+  summary = build(
+    "trace", tmp_path / "t", [write_traces(worlds)], tokenizer=tokenizer, options=BuildOptions(heldout_per_mille=300)
+  )
+  assert summary.heldout.documents > 0 and summary.heldout.documents % 3 == 0 == summary.train.documents % 3
 
 
 @pytest.mark.parametrize("name", ["web_permissive.jsonl.gz"])

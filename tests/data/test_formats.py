@@ -22,6 +22,7 @@ from maxagent.data.rows import RowWriter
 from maxagent.data.shards import ShardWriter, open_shards
 from maxagent.errors import ConfigError
 from maxagent.objectives.weights import token_weights, weight_table
+from maxagent.sampling.turns import read_turn
 from maxagent.tokenizer import Tokenizer
 from maxagent.traces.schema import RESERVED, Flag, Role, Status
 
@@ -100,6 +101,37 @@ def test_a_decision_shows_the_true_call_among_others_and_then_the_call_itself():
   assert [w for w, f in zip(words(decision), decision.flags, strict=True) if f & Flag.DECISION] == "call get args k end".split()
 
 
+TWO_CALLS = made("bos call get args end call put args end eos")
+
+
+def test_a_fake_is_a_later_call_that_is_turned_back_from_before_the_true_one():
+  fake = run(TWO_CALLS, Recipe("fake", 2 + 4, (), 0, ((0, 1),)))
+  assert words(fake) == "bos call put args end back end call get args end call put args end eos".split()
+  assert [w for w, f in zip(words(fake), fake.flags, strict=True) if f & Flag.ADDED] == "call put args end back end".split()
+  assert [name for name, _, _ in segments(fake, R)] == ["call", "back", "call", "call"]
+  # As targets only the turning back is learned of what was added, in every phase that learns to turn back.
+  for phase in ("pretrain", "midtrain"):
+    table = weight_table(Objective(phase=phase, overrides=(("marker", 0.0),)))
+    weights = token_weights(*(jnp.asarray(x)[None] for x in (fake.roles, fake.statuses, fake.flags)), table)
+    assert weights[0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]
+
+
+def test_a_fake_is_of_a_later_other_call_and_neither_of_them_failed():
+  rows = [[1, 5, 7, 0], [6, 10, 8, 1], [11, 15, 7, 0], [16, 22, 9, 0]]
+  found = collections.Counter()
+  for key in range(400):
+    formats = Formats(infill=0, fim=0, decision=0, fake=1)
+    table = Table(np.array(rows, np.uint32))
+    recipe = choose_trace(formats, key, 30, room=99, record=4, whole=True, pool=table)
+    ((record, fake),) = recipe.distractors
+    assert (recipe.name, record, recipe.added) == ("fake", 4, 2 + rows[fake][1] - rows[fake][0])
+    found[recipe.call, fake] += 1
+    for whole, room, calls_ in ((False, 99, rows), (True, 30 + 7, rows), (True, 99, rows[:3]), (True, 99, [])):
+      pool = Table(np.array(calls_, np.uint32).reshape(-1, 4))
+      assert choose_trace(formats, key, 30, room=room, record=4, whole=whole, pool=pool) is PLAIN
+  assert set(found) == {(0, 3), (2, 3)} and min(found.values()) > 150
+
+
 def test_weights_at_the_edges_of_spans_are_exact():
   writer = RowWriter(1, 16)
   document = run(EXAMPLE, Recipe("infill", SENTINELS, (0.9, 0.0, 0.0)), NAME_ONLY)
@@ -159,23 +191,27 @@ def content_of(document: Document) -> list[tuple[int, int, int]]:
   return sorted(zip(document.ids[kept], document.roles[kept], document.statuses[kept], strict=True))
 
 
-@given(st.sampled_from(["infill", "fim", "decision"]), st.integers(0, 7), st.integers(0, 60))
+@given(st.sampled_from(["infill", "fim", "decision", "fake"]), st.integers(0, 7), st.integers(0, 60))
 @settings(deadline=None, max_examples=60)
 def test_rewriting_keeps_every_token_of_the_document_and_adds_what_was_planned(
   source: Source, what: str, stream: int, window: int
 ):
   formats = dataclasses.replace(Formats(infill=0, fim=0, decision=0), **{what: 1.0})
   documents = opened(source, formats=formats)
-  row = documents.take(stream, (window % 4, 0), 512)
+  row = documents.take(stream, (window % 4 * 8, 0, 0), 512, 0)
   for piece in row.pieces:
     original = documents._document(stream, piece.document, documents._record(stream, piece.document)[0])
     rewritten, start, stop = documents.read(stream, piece)
     assert (stop - start, stop - start - piece.recipe.added) == (piece.tokens, len(original))
     assert content_of(rewritten) == content_of(original)
     assert int(np.sum(rewritten.flags & Flag.ADDED > 0)) == piece.recipe.added
-    if what == "decision":
+    if what in ("decision", "fake"):
       kept = rewritten.flags & Flag.ADDED == 0
       np.testing.assert_array_equal(rewritten.ids[kept], original.ids)  # an augmentation moves nothing
+    if what == "fake":
+      assert piece.recipe.name == "fake"
+      assert turned_back(rewritten, documents) in [c.tolist() for c in later_calls(original, piece.recipe, documents)]
+    if what == "decision":
       assert piece.recipe is PLAIN or len({tuple(c) for c in candidates(rewritten, documents)}) == 4
   assert row.tokens <= 512
 
@@ -185,6 +221,34 @@ def candidates(document: Document, documents: OrderedDocuments) -> list[list[int
   start = int(np.flatnonzero(document.ids == first + RESERVED.index("choose"))[0]) + 1
   shown = document[start:]
   return [shown.ids[a:b].tolist() for name, a, b in segments(shown, first) if name == "call" and shown.flags[a] & Flag.ADDED]
+
+
+def turned_back(document: Document, documents: OrderedDocuments) -> list[int]:
+  """The call that stands before the first added `<|back|> <|end|>`, which the true call follows."""
+  first = documents.shards.index.first_reserved
+  parts = [(name, slice(a, b)) for name, a, b in segments(document, first)]
+  n = next(n for n, (name, span) in enumerate(parts) if name == "back" and document.flags[span.start] & Flag.ADDED)
+  (before, fake), (_, back), (after, true) = parts[n - 1 : n + 2]
+  assert before == after == "call" and not (document.flags[true] & Flag.ADDED).any()
+  assert (document.flags[fake] == Flag.ADDED).all()
+  assert document.flags[back].tolist() == [Flag.ADDED | Flag.DECISION] * 2
+  return document.ids[fake].tolist()
+
+
+def later_calls(document: Document, recipe: Recipe, documents: OrderedDocuments) -> list[np.ndarray]:
+  table = calls(document, documents.shards.index.first_reserved)
+  return [document.ids[a:b] for a, b, _, failed in table[recipe.call + 1 :].tolist() if not failed]
+
+
+def test_what_a_fake_teaches_is_a_turn_that_can_be_said(tokenizer: Tokenizer, source: Source):
+  documents = opened(source, formats=Formats(infill=0, fim=0, decision=0, fake=1.0))
+  (piece, *_) = documents.take(0, (0, 0, 0), 512, 0).pieces
+  rewritten, _, _ = documents.read(0, piece)
+  back = int(np.flatnonzero(rewritten.flags & Flag.DECISION)[0])
+  end = int(np.flatnonzero(rewritten.ids[back + 2 :] == tokenizer.end_id)[0]) + back + 3
+  turn = read_turn(rewritten.ids[back:end].tolist(), tokenizer)
+  assert [s.role for s in turn.segments] == ["back", "call"] and all(s.err_kind is None for s in turn.segments)
+  assert turn.action == f"call {turn.segments[1].text} {turn.segments[1].args}"
 
 
 def test_shares_of_formats_and_holes_are_those_asked_for():
@@ -216,7 +280,7 @@ def test_kinds_of_holes_come_in_their_shares_and_leave_them_to_the_others_where_
 
 def test_a_record_is_rewritten_alike_every_time_and_anew_in_another_pass(source: Source):
   one, other = opened(source), opened(source)
-  assert one.take(3, (1, 2), 512) == other.take(3, (1, 2), 512)
+  assert one.take(3, (8, 2, 0), 512, 0) == other.take(3, (8, 2, 0), 512, 0)
   recipes = [[documents_key(one, epoch, record) for record in range(200)] for epoch in (0, 1)]
   assert recipes[0] != recipes[1]
 
@@ -236,9 +300,9 @@ def test_a_long_trace_goes_on_in_the_next_rows_with_its_head_told_again_at_weigh
   assert head_tokens(document, R) == 6
   for formats in (Formats(infill=0, fim=0, decision=0), Formats(infill=1, fim=0, decision=0)):
     documents = opened(source, sequence_tokens=48, packing_window=1, formats=formats)
-    position, seen = (0, 0), []
+    position, seen = (0, 0, 0), []
     while position[0] == 0:
-      row = documents.take(0, position, 48)
+      row = documents.take(0, position, 48, 0)
       (piece,) = row.pieces
       part, start, stop = documents.read(0, piece)
       assert stop - start == piece.tokens <= 48
@@ -285,6 +349,8 @@ def test_with_all_formats_on_rows_are_full_shares_are_kept_and_any_process_resum
   ("fields", "message"),
   [
     ({"infill": 0.9, "fim": 0.2}, "at most 1"),
+    ({"fake": 0.6}, "at most 1"),
+    ({"fake": -0.1}, "0 to 1"),
     ({"fim": -0.1}, "0 to 1"),
     ({"holes": (("tool", 1.0),)}, "tool_name"),
     ({"distractors": 0}, "above 0"),

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maxagent.data.packing import pack_window
+from maxagent.data.packing import pack_window, window_is_full
 
 CAPACITY = 50
 PIECES = st.lists(st.integers(1, CAPACITY), min_size=1, max_size=1) | st.lists(st.integers(1, CAPACITY), min_size=2, max_size=4)
@@ -46,3 +46,17 @@ def test_log_normal_traces_fill_rows_to_ninety_five_percent_with_the_default_win
     documents = [[4096] * (n // 4096) + [n % 4096] * (n % 4096 > 0) for n in lengths]
     tokens, rows = tokens + sum(lengths), rows + len(pack_window(documents, 4096))
   assert tokens / (4096 * rows) > 0.95
+
+
+def test_a_window_of_short_documents_is_longer_so_that_its_last_row_weighs_little() -> None:
+  assert not window_is_full(63, 10**9, window=64, capacity=100)
+  assert window_is_full(64, 1575, window=64, capacity=100)
+  assert not window_is_full(64, 1574, window=64, capacity=100)
+  rng = np.random.default_rng(0)
+  tokens = rows = 0
+  for _ in range(5):  # 64 of them are 3 rows
+    lengths: list[int] = []
+    while not window_is_full(len(lengths), sum(lengths), window=64, capacity=4096):
+      lengths.append(int(rng.integers(2, 400)))
+    tokens, rows = tokens + sum(lengths), rows + len(pack_window([[n] for n in lengths], 4096))
+  assert tokens / (4096 * rows) > 0.98

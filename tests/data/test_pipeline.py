@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -22,19 +22,6 @@ pytestmark = pytest.mark.smoke
 
 MakeSource = Callable[..., Source]
 MakeData = Callable[..., Data]
-
-
-@pytest.fixture
-def pipelines(digest: str) -> Iterator[Callable[..., Pipeline]]:
-  opened = []
-
-  def make(data: Data, rows: Sequence[int] | None = None) -> Pipeline:
-    opened.append(open_pipeline(data, digest, rows=range(data.global_batch) if rows is None else rows))
-    return opened[-1]
-
-  yield make
-  for pipeline in opened:
-    pipeline.close()
 
 
 @pytest.fixture(scope="session")
@@ -247,8 +234,8 @@ def test_the_state_stays_under_64_kb_at_256_streams_late_in_a_long_run(
   pipeline = pipelines(make_data(*sources, global_batch=256))
   next(pipeline)
   state = pipeline.get_state()
-  state["positions"] = [[[987_654_321, 16_383], [987_654_321, 16_383], [98_765_432, 63]]] * 256
-  state |= {"next_row": 10**12, "tokens": [10**16] * 3}
+  state["positions"] = [[[987_654_321, 16_383, 0], [987_654_321, 16_383, 0], [987_654_321, 163, 2]]] * 256
+  state |= {"step": 10**9, "next_row": 10**12, "tokens": [10**16] * 3, "plan": [2] * 256}
   assert len(json.dumps(state)) <= 64_000
   pipeline.set_state(state)
 

@@ -253,3 +253,113 @@ def test_schemas_change_order_names_and_argument_names_and_carry_one_distractor_
       arguments |= {a for t in easy.tools for a in t["args"]}
     assert len(orders) == {3: 6, 4: 24}[tools]
     assert len(arguments) == 6
+
+
+def _roles(env: Environment) -> dict[str, dict[str, object]]:
+  return {tool["does"]: tool for tool in env.tools}
+
+
+def _episode_of(family: str, start: str, difficulty: int) -> Environment:
+  """An episode whose goal starts so, behind the gate."""
+  env = make(family, split="train", difficulty=difficulty)
+  seed = next(seed for seed in range(99) if env.reset(seed)[0].startswith(start))
+  env.reset(seed)
+  env.step(env.oracle().action)
+  return env
+
+
+@pytest.mark.parametrize("difficulty", [2, 3])
+@pytest.mark.parametrize(
+  ("family", "write", "read", "gone", "again"),
+  [
+    ("kv", "rotate key", "get value", "no key", "already rotated"),
+    ("files", "archive file", "read file", "no file", "already archived"),
+  ],
+)
+def test_a_write_gives_a_thing_another_name_under_which_alone_it_is_found(family, write, read, gone, again, difficulty):
+  env = _episode_of(family, write.partition(" ")[0], difficulty)
+  tools = _roles(env)
+
+  def call(does: str, name: str) -> tuple[str, str | None]:
+    obs, _, _, _, info = env.step(format_call(tools[does]["name"], args_text({tools[does]["args"][0]: name})))
+    return obs, info["err_kind"]
+
+  while parse_action(env.oracle().action).name != tools[write]["name"]:
+    env.step(env.oracle().action)
+  (old,) = parse_action(env.oracle().action).args.values()
+  before, _ = call(read, old)
+  told, _ = call(write, old)
+  (new,) = parse_action(f"call x {args_text({'x': told.split(chr(34))[1]})}").args.values()
+  assert new != old and call(read, new) == (before, None)
+  for does in (write, read):
+    assert call(does, old) == (f'{gone} "{old}"', gone.replace(" ", "_"))
+  assert call(write, new) == (f'{gone.partition(" ")[2]} "{new}" {again}', "already")
+  assert env.remaining() == 1 and _solve(env)[1]
+
+
+def test_lists_aliases_and_links_tell_the_new_name():
+  for difficulty in (2, 3):
+    kv = _episode_of("kv", "rotate", difficulty)
+    files = _episode_of("files", "archive", difficulty)
+    for env, does, listing in ((kv, "rotate key", "list keys"), (files, "archive file", "list folder")):
+      tools = _roles(env)
+      acted: list[str] = []
+      while parse_action(env.oracle().action).name != tools[does]["name"]:
+        acted.append(env.oracle().action)
+        env.step(acted[-1])
+      (old,) = parse_action(env.oracle().action).args.values()
+      obs = env.step(env.oracle().action)[0]
+      new = obs.split('"')[1]
+      listed = env.step(acted[-1])[0]
+      assert parse_action(acted[-1]).name == tools[listing]["name"]
+      assert f'"{old.rpartition("/")[2]}"' not in listed
+      assert (f'"{new}"' in listed) == (env is kv)  # the archive is another folder
+      if env is files:
+        folder, _, name = new.rpartition("/")
+        listing_call = format_call(tools[listing]["name"], args_text({tools[listing]["args"][0]: folder}))
+        assert env.step(listing_call)[0] == f'files "{name}"'
+
+
+def test_an_answer_without_the_write_that_was_asked_for_is_refused_and_the_oracle_still_makes_it():
+  for family, write, read in (("kv", "rotate", "get value"), ("files", "archive", "read file")):
+    env = _episode_of(family, write, 2)
+    tools = _roles(env)
+    while parse_action(env.oracle().action).name != next(t["name"] for d, t in tools.items() if d.startswith(write)):
+      env.step(env.oracle().action)
+    (name,) = parse_action(env.oracle().action).args.values()
+    needed = env.remaining()
+    obs = env.step(format_call(tools[read]["name"], args_text({tools[read]["args"][0]: name})))[0]
+    assert env.remaining() == needed - 1  # the text is known; the write and the answer are left
+    state = env.get_state()
+    assert not env.step(format_answer(obs.split('"')[1]))[4]["success"]
+    env.set_state(state)
+    assert _solve(env) == (2, True)
+
+
+def test_another_goal_of_the_same_world_changes_what_is_asked_and_nothing_that_is_seen():
+  rng = np.random.default_rng(0)
+  for family, split, difficulty in WORLDS:
+    own, other = (make(family, split=split, difficulty=difficulty) for _ in range(2))
+    for seed in range(20):
+      goal, info = own.reset(seed)
+      assert goal in own.goals and len(set(own.goals)) == len(own.goals)
+      for another in own.goals:
+        assert other.reset(seed, another) == (another, {"tools": info["tools"], "goal": another})
+        own.reset(seed)
+        for _ in range(6):
+          action = other.oracle().action if rng.random() < 0.7 else _random_action(other, rng)
+          if not action.startswith("answer"):
+            assert own.step(action) == other.step(action)
+        copy = make(family, split=split, difficulty=difficulty)
+        copy.set_state(json.loads(json.dumps(other.get_state())))
+        assert _solve(copy) == _solve(other)
+        assert other.get_state()["success"]
+
+
+def test_a_goal_that_the_world_does_not_have_is_refused_with_those_that_it_has():
+  env = make("kv", split="train")
+  env.reset(0)
+  with pytest.raises(EnvironmentFault, match="give the value of the first key"):
+    env.reset(0, "win at chess")
+  with pytest.raises(EnvironmentFault, match="before reset"):
+    env.oracle()

@@ -106,6 +106,11 @@ def test_a_bad_log_is_refused_by_line(content: bytes, message: str, tmp_path: pa
     jumps.read_records(path)
 
 
+def test_evaluations_are_watched_or_else_all_that_is_measured():
+  assert names.watched(["train/loss", "eval/kv/success"]) == ["eval/kv/success"]
+  assert names.watched(["train/loss", "train/data_digest"]) == ["train/loss"]
+
+
 def test_a_log_that_is_not_there_is_named(tmp_path: pathlib.Path):
   with pytest.raises(DataError, match=r"absent\.jsonl"):
     jumps.read_records(tmp_path / "absent.jsonl")

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -84,3 +85,20 @@ def test_on_a_mesh_the_head_is_gathered_once_and_its_gradient_reduced_once():
   collectives = [(m.start(), m[1]) for m in re.finditer(r" (all-gather|all-reduce|reduce-scatter|all-to-all)\(", text)]
   assert [name for at, name in collectives if at < entry] == []  # the loops over chunks
   assert sorted(name for at, name in collectives if at > entry) == ["all-gather", "all-reduce", "all-reduce", "reduce-scatter"]
+
+
+@pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=2, tensor=2), Mesh(data=2, context=2, tensor=2)])
+def test_the_kernel_gives_the_losses_and_gradients_of_the_chunks(mesh: Mesh | None):
+  layout = _layout(mesh)
+  hidden_BTD, head_DV, targets_BT = _inputs(4, V=130)
+  weights_BT = jnp.linspace(0, 1, 32).reshape(8, 4)
+
+  def loss(hidden_BTD: jax.Array, head_DV: jax.Array, backend: str) -> tuple[jax.Array, jax.Array]:
+    losses_BT, log_z_BT = token_losses(hidden_BTD, head_DV, targets_BT, chunk_tokens=4, layout=layout, backend=backend)
+    return jnp.sum(weights_BT * (losses_BT + 0.1 * log_z_BT**2)), losses_BT
+
+  got, expected = (
+    jax.jit(jax.value_and_grad(functools.partial(loss, backend=backend), (0, 1), has_aux=True))(hidden_BTD, head_DV)
+    for backend in ("pallas", "xla")
+  )
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, expected)

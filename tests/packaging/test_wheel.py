@@ -92,7 +92,7 @@ def test_the_console_script_is_the_command_line(wheel: zipfile.ZipFile) -> None:
 
 def test_the_wheel_declares_its_extras_and_python(wheel: zipfile.ZipFile) -> None:
   metadata = email.message_from_string(metadata_file(wheel, "METADATA"))
-  assert set(metadata.get_all("Provides-Extra", [])) == {"tpu", "cuda", "test", "dev"}
+  assert set(metadata.get_all("Provides-Extra", [])) == {"tpu", "cuda", "hf", "gcs", "test", "dev"}
   assert metadata["Requires-Python"] == ">=3.11"
 
 

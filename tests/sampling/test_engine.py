@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -181,6 +182,17 @@ def test_a_second_engine_with_other_weights_compiles_nothing(tokenizer: Tokenize
   second = _turns(_engine(jax.tree.map(lambda leaf: leaf * 1.5, params), model, grammar), prompts)
   assert (programs.decode._cache_size(), programs.prefill._cache_size()) == sizes
   assert first != second
+
+
+def test_parameters_that_predict_further_tokens_are_left_out_and_change_nothing(
+  tokenizer: Tokenizer, params: Any, model: Model, grammar: Grammar
+):
+  prompts = dict(enumerate(_prompts(tokenizer, [40, 10])))
+  deep = dataclasses.replace(model, mtp_depth=1)
+  engine = _engine(jax.jit(transformer.init, static_argnums=0)(deep, jax.random.key(3)), deep, grammar)
+  plain = _engine(params, model, grammar)
+  assert engine.program == plain.program  # one compilation serves both
+  assert _turns(engine, prompts) == _turns(plain, prompts)
 
 
 def test_the_harness_words_are_never_sampled(tokenizer: Tokenizer, params: Any, model: Model, grammar: Grammar):

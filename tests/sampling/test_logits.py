@@ -31,6 +31,13 @@ def test_a_forbidden_token_is_never_chosen_however_likely_it_is():
   assert 4 not in many and set(many.tolist()) == {0, 1, 2, 3}
 
 
+def test_ids_that_only_the_model_has_are_never_chosen():
+  logits = np.array([[0.0, 0, 0, 1, 0, 50, 50]])
+  assert _next(logits)[0].tolist() == [3]
+  many, _ = _next(np.tile(logits, (200, 1)), temperature=1.0, seeds=list(range(200)))
+  assert set(many.tolist()) == {0, 1, 2, 3}
+
+
 def test_the_log_probability_is_that_of_the_whole_vocabulary_at_temperature_one():
   logits = np.log([[0.1, 0.2, 0.05, 0.25, 0.4]])
   for temperature in (None, 3.0):

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from maxagent.traces.schema import Segment, Trace
+from maxagent.traces.schema import RESERVED, Segment, Trace
 from maxagent.tracking.ledger import Ledger
+from maxagent.tracking.rows import Document, Inspection, Row, Tally, Token
 
 _STEPS = 600
 _TOKENS_PER_STEP = 8192
@@ -162,3 +163,82 @@ def workdir(tmp_path: Path) -> Path:
     episodes.append((_make_trace(seed, recovery=recovery, success=success), "recovery" if recovery else "clean", success))
   _write_episodes(tmp_path / "episodes.jsonl", episodes)
   return tmp_path
+
+
+_PREFIX_FIRST = (
+  "<bos> <fim_pre>/marker+added <goal>/goal g/goal <end>/goal <call>/call <fim_suf>/marker+added <args>/args k/args <end>/args "
+  "<fim_mid>/marker+added get/call+hole <eos>/marker"
+)
+_SUFFIX_FIRST = (
+  "<bos> <fim_pre>/marker+added <fim_suf>/marker+added <args>/args k/args <end>/args <fim_mid>/marker+added <goal>/goal g/goal "
+  "<end>/goal <call>/call get/call+hole <eos>/marker"
+)
+_OFFERED = " ".join(
+  f"<call>/marker+added {name}/marker+added <args>/marker+added k/marker+added <end>/marker+added" for name in ("put", "get")
+)
+_DECISION = (
+  f"<bos> <goal>/goal g/goal <end>/goal <choose>/marker+added {_OFFERED} <end>/marker+added <call>/call+decision "
+  "get/call+decision <args>/args+decision k/args+decision <end>/args+decision <eos>/marker"
+)
+_RECOVERY = (
+  "<bos> <tools>/tools*0.1 t/tools*0.1 <end>/tools*0.1 <call>/call! a/call! <args>/args! {}/args! <end>/args! <obs>/obs! "
+  "<err>/obs! no/obs! <end>/obs! <back>/back <end>/back <reflect>/reflect why/reflect+muted*0 <end>/reflect <answer>/answer "
+  "b/answer <end>/answer <ok>/marker <eos>/marker"
+)
+
+
+def _tokens(text: str) -> tuple[Token, ...]:
+  """The tokens of a text of such words; ordinary pieces get ids by what they say."""
+  made = []
+  for position, word in enumerate(text.split()):
+    rest, _, weight = word.partition("*")
+    failed = rest.endswith("!")
+    rest, *flags = rest.removesuffix("!").split("+")
+    piece, _, role = rest.partition("/")
+    name = piece[1:-1] if piece.startswith("<") and piece[1:-1] in RESERVED else None
+    value = 0.0 if "added" in flags or not role else float(weight or 1)
+    made.append(
+      Token(
+        id=RESERVED.index(name) if name else 100 + sum(map(ord, piece)), piece=f"<|{name}|>" if name else piece, reserved=name,
+        role=role or None, status="err" if failed else "na", flags=tuple(flags), weight=value, position=position,
+      )
+    )  # fmt: skip
+  return tuple(made)
+
+
+def _document(text: str, *, source: str = "trace", segment: int = 1) -> Document:
+  """A document of such words."""
+  return Document(source=source, segment=segment, tokens=_tokens(text))
+
+
+def _inspection(*documents: Document) -> Inspection:
+  """What would be shown of one row of these documents."""
+  return Inspection(
+    title="smoke", subtitle="The batch of step 3", facts=(("Tokens", "48", "in 1 row, 75.0% full"),),
+    rows=(Row(title="Row 0", documents=documents, padding=16),),
+    tallies=(_tally("trace", "call", 30, 20, 20.0), _tally("trace", "tools", 10, 10, 1.0), _tally("web", "web", 8, 8, 8.0)),
+    shares=("Asked of content tokens: trace 50.0%, web 50.0%.",), counts={"near_duplicates": 1200}, rejects=(("empty", 3),),
+  )  # fmt: skip
+
+
+def _tally(source: str, role: str, targets: int, supervised: int | None = None, weight: float | None = None) -> Tally:
+  """A tally, written short."""
+  return Tally(source=source, role=role, targets=targets, supervised=supervised, weight=weight)
+
+
+@pytest.fixture
+def told() -> dict[str, str]:
+  """Documents as `make_document` takes them: a hole in both orders of telling, a decision, a failed step and its recovery."""
+  return {"prefix first": _PREFIX_FIRST, "suffix first": _SUFFIX_FIRST, "decision": _DECISION, "recovery": _RECOVERY}
+
+
+@pytest.fixture
+def make_document() -> Callable[..., Document]:
+  """Makes a document of words: `<call>/call` is a marker, `get/call+hole` has a flag, `x/obs!` failed, `t/goal*0.1` weighs."""
+  return _document
+
+
+@pytest.fixture
+def make_inspection() -> Callable[..., Inspection]:
+  """Makes what is shown of one row of documents."""
+  return _inspection

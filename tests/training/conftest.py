@@ -1,11 +1,12 @@
-"""A hand-made batch and a tiny config for tests of the step."""
+"""A hand-made batch and a tiny config for tests of the step, and a small run for those of the loop."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from maxagent.config import Config, Data, Model, Objective, Schedule, Source, Training
+from maxagent.config import Checkpoint, Config, Data, Evaluation, Mesh, Model, Objective, Schedule, Source, Training
 from maxagent.data.batch import Batch
 from maxagent.traces.schema import Role
 
@@ -44,3 +45,26 @@ def random_batch() -> Callable[..., Batch]:
     )
 
   return make
+
+
+@pytest.fixture
+def small_run(small_data: Path) -> Config:
+  """Eight steps of eight rows of 64 tokens on the small data."""
+  return Config(
+    name="small",
+    model=Model(
+      vocab_size=512, hidden_size=16, mlp_size=32, heads=2, kv_heads=2, head_size=8, pattern=("local", "global"),
+      window_tokens=32, compute_dtype="float32",
+    ),
+    mesh=Mesh(fsdp=2),
+    data=Data(
+      tokenizer=str(small_data / "tokenizer.model"),
+      sources=tuple(Source(name=name, path=str(small_data / name)) for name in ("trace", "web")),
+      sequence_tokens=64,
+      global_batch=8,
+    ),
+    schedule=Schedule(warmup_steps=2),
+    training=Training(steps=8),
+    checkpoint=Checkpoint(every_steps=2, keep=2),
+    evaluation=Evaluation(every_steps=4, batches=1),
+  )  # fmt: skip

@@ -11,7 +11,9 @@ from maxagent.config import Config, Model, Optimizer, Schedule, Training
 from maxagent.models import transformer
 from maxagent.training import optimizer, schedule
 
-SMALL = Model(vocab_size=64, hidden_size=16, mlp_size=32, heads=2, kv_heads=1, head_size=8, repeats=2, prefix=("global",))
+SMALL = Model(
+  vocab_size=64, hidden_size=16, mlp_size=32, heads=2, kv_heads=1, head_size=8, repeats=2, prefix=("global",), mtp_depth=1
+)  # fmt: skip
 
 
 def test_the_schedule_warms_up_stays_and_decays():
@@ -38,7 +40,8 @@ def test_muon_takes_every_matrix_between_embedding_and_head_and_nothing_else():
   muon = {jax.tree_util.keystr(path) for path, dims in leaves if dims is not None}
   assert all("norm" in path or "embedding" in path for path in adam)
   assert not any("norm" in path or "embedding" in path for path in muon)
-  assert len(muon) == 7 * 5  # q k v o gate up down, in the prefix layer and in four stacked layers
+  # q k v o gate up down, in the prefix layer, in four stacked layers and in the depth, and the depth's projection
+  assert len(muon) == 7 * 6 + 1
 
 
 def test_muon_orthogonalises_each_layer_of_a_stack_by_itself():

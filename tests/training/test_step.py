@@ -11,7 +11,7 @@ from maxagent.config import Config, Mesh
 from maxagent.data.batch import Batch
 from maxagent.parallel import Layout, make_mesh
 from maxagent.parallel.processes import to_global
-from maxagent.traces.schema import Role
+from maxagent.traces.schema import Flag, Role
 from maxagent.training import optimizer as optimizers
 from maxagent.training import state as states
 from maxagent.training.state import TrainState
@@ -26,11 +26,24 @@ MakeBatch = Callable[..., Batch]
 def _step(
   config: Config, batch: Batch, *, layout: Layout = ONE_DEVICE, state: TrainState | None = None
 ) -> tuple[TrainState, dict[str, Any]]:
-  optimizer = optimizers.build(config)
-  state = state or states.create(config, optimizer, layout)
-  step = jax.jit(functools.partial(train_step, config=config, optimizer=optimizer, layout=layout))
-  after, metrics = step(state, to_global(batch, layout))
+  after, metrics = _compiled(config, layout)(state or _fresh(config, layout), to_global(batch, layout))
   return after, jax.device_get(metrics)
+
+
+@functools.cache
+def _fresh(config: Config, layout: Layout) -> TrainState:
+  return states.create(config, optimizers.build(config), layout)
+
+
+@functools.cache
+def _compiled(config: Config, layout: Layout) -> Callable[..., Any]:
+  return jax.jit(functools.partial(train_step, config=config, optimizer=optimizers.build(config), layout=layout))
+
+
+def _deep(config: Config, *, microbatches: int = 1) -> Config:
+  """With two further tokens predicted."""
+  training = dataclasses.replace(config.training, microbatches=microbatches)
+  return dataclasses.replace(config, model=dataclasses.replace(config.model, mtp_depth=2), training=training)
 
 
 def _largest_difference(a: Any, b: Any) -> float:
@@ -69,26 +82,73 @@ def test_eight_devices_give_the_loss_and_gradient_of_one(tiny_config: Config, ra
   assert _largest_difference(*first_moments) < 1e-6
 
 
+UNSUPERVISED = {"no row of most devices": np.s_[1:], "every other row": np.s_[::2], "half of every row": np.s_[:, :16]}
+
+
+def _silenced(batch: Batch, place: Any, *, padding: bool) -> Batch:
+  """Without a supervised token there: padding, or documents whose tokens are all muted."""
+  roles, segments, flags = batch.roles.copy(), batch.segments.copy(), batch.flags.copy()
+  if padding:
+    roles[place], segments[place] = Role.PAD, 0
+  else:
+    flags[place] |= np.uint8(Flag.MUTED)
+  return dataclasses.replace(batch, roles=roles, segments=segments, flags=flags)
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(context=4, tensor=2)], ids=str)
+def test_devices_without_a_supervised_token_change_neither_loss_nor_gradient(
+  tiny_config: Config, random_batch: MakeBatch, mesh: Mesh
+):
+  config, layout = _deep(tiny_config), Layout(make_mesh(mesh))
+  for place in UNSUPERVISED.values():
+    for padding in (True, False):
+      batch = _silenced(random_batch(config), place, padding=padding)
+      alone, metrics = _step(config, batch)
+      together, metrics_of_eight = _step(config, batch, layout=layout)
+      assert metrics_of_eight["finite"] and metrics_of_eight["loss"] > 1
+      np.testing.assert_allclose(metrics_of_eight["loss"], metrics["loss"], rtol=1e-5)
+      np.testing.assert_allclose(metrics_of_eight["sums"].mtp_loss, metrics["sums"].mtp_loss, rtol=1e-5)
+      np.testing.assert_allclose(metrics_of_eight["grad_norm"], metrics["grad_norm"], rtol=1e-4)
+      assert _largest_difference(*(s.opt_state[0].mu for s in (alone, together))) < 1e-6
+
+
+@pytest.mark.parametrize("mesh", [None, Mesh(fsdp=2, tensor=2)], ids=str)
+def test_a_microbatch_without_a_supervised_token_counts_nothing(
+  tiny_config: Config, random_batch: MakeBatch, mesh: Mesh | None
+):
+  layout = ONE_DEVICE if mesh is None else Layout(make_mesh(mesh))
+  for padding in (True, False):
+    batch = _silenced(random_batch(tiny_config), UNSUPERVISED["every other row"], padding=padding)
+    whole, metrics = _step(_deep(tiny_config), batch)
+    parts, metrics_of_parts = _step(_deep(tiny_config, microbatches=2), batch, layout=layout)
+    np.testing.assert_allclose(metrics_of_parts["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics_of_parts["sums"].mtp_weight, metrics["sums"].mtp_weight, rtol=1e-6)
+    assert _largest_difference(*(s.opt_state[0].mu for s in (whole, parts))) < 1e-6
+
+
 def test_initialisation_does_not_depend_on_the_mesh(tiny_config: Config):
-  optimizer = optimizers.build(tiny_config)
-  alone = states.create(tiny_config, optimizer, ONE_DEVICE)
+  alone = _fresh(tiny_config, ONE_DEVICE)
   for mesh in _meshes():
-    together = states.create(tiny_config, optimizer, Layout(make_mesh(mesh)))
+    together = _fresh(tiny_config, Layout(make_mesh(mesh)))
     assert _largest_difference(alone.params, together.params) == 0
 
 
-def test_a_batch_without_a_supervised_token_changes_nothing_but_the_step(tiny_config: Config, random_batch: MakeBatch):
-  batch = random_batch(tiny_config)
-  batch = dataclasses.replace(batch, roles=np.full_like(batch.roles, Role.PAD))
-  before = states.create(tiny_config, optimizers.build(tiny_config), ONE_DEVICE)
-  after, metrics = _step(tiny_config, batch, state=before)
-  assert metrics["loss"] == 0 and metrics["finite"]
+@pytest.mark.parametrize("mesh", [None, Mesh(fsdp=2, tensor=2)], ids=str)
+@pytest.mark.parametrize("padding", [True, False])
+def test_a_batch_without_a_supervised_token_changes_nothing_but_the_step(
+  tiny_config: Config, random_batch: MakeBatch, mesh: Mesh | None, padding: bool
+):
+  config, layout = _deep(tiny_config, microbatches=2), ONE_DEVICE if mesh is None else Layout(make_mesh(mesh))
+  batch = _silenced(random_batch(config), np.s_[:], padding=padding)
+  before = _fresh(config, layout)
+  after, metrics = _step(config, batch, state=before, layout=layout)
+  assert (metrics["loss"], metrics["grad_norm"], metrics["sums"].supervised) == (0, 0, 0) and metrics["finite"]
   assert _largest_difference((before.params, before.opt_state), (after.params, after.opt_state)) == 0
   assert after.step == 1
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_at_all(tiny_config: Config, random_batch: MakeBatch):
-  before = states.create(tiny_config, optimizers.build(tiny_config), ONE_DEVICE)
+  before = _fresh(tiny_config, ONE_DEVICE)
   table = before.params["embedding"]["table"].at[3, 0].set(np.inf)
   before = dataclasses.replace(before, params=before.params | {"embedding": before.params["embedding"] | {"table": table}})
   after, metrics = _step(tiny_config, random_batch(tiny_config), state=before)

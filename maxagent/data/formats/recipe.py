@@ -15,6 +15,7 @@ from maxagent.config.schema import Formats
 SENTINELS = 3  # <|fim_pre|> <|fim_suf|> <|fim_mid|>
 LEAST_TOKENS = 16  # a shorter chunk stays as it is
 _FRAME = 2  # <|choose|> ... <|end|> around the candidates
+_BACK = 2  # <|back|> <|end|>
 _TRIES = 8  # other records looked into for each distractor that the trace itself does not offer
 Calls = npt.NDArray[np.uint32]  # [C, 4]: start, stop, digest, failed; see data.document.calls
 
@@ -24,10 +25,11 @@ class Recipe:
   """How a chunk is rewritten.
 
   `draws` are what is left to chance, uniform in [0, 1): of infill and fim the order, then which hole or the two cuts; of a
-  decision the true call's place among the candidates. `call` is the number of the true call, `distractors` are (record, call).
+  decision the true call's place among the candidates. `call` is the number of the true call, `distractors` are (record, call);
+  a fake's is the later call of the trace itself.
   """
 
-  name: str  # plain | infill | fim | decision
+  name: str  # plain | infill | fim | decision | fake
   added: int = 0  # tokens
   draws: tuple[float, ...] = ()
   call: int | None = None
@@ -62,7 +64,7 @@ def choose_trace(formats: Formats, key: int, tokens: int, *, room: int, record: 
     tokens: of the chunk, which may grow to `room`.
     room: see `tokens`.
     record: the trace's number.
-    whole: whether the chunk is all of the trace; a part of one is never made a decision.
+    whole: whether the chunk is all of the trace; a part of one is never made a decision or given a fake.
     pool: where distractors come from that the trace itself does not offer.
   """
   draw = random.Random(key).random
@@ -71,10 +73,13 @@ def choose_trace(formats: Formats, key: int, tokens: int, *, room: int, record: 
     return PLAIN
   if what < formats.infill + formats.fim:
     return _permutation("infill" if what < formats.infill else "fim", draw) if tokens + SENTINELS <= room else PLAIN
-  if what >= formats.infill + formats.fim + formats.decision or not whole:
+  if what >= formats.rewritten or not whole:
     return PLAIN
-  others = ((other, pool.calls(other)) for other in iter(lambda: int(draw() * len(pool)), None))
-  recipe = _decision(pool.calls(record), record, others, distractors=formats.distractors, draw=draw)
+  if what < formats.infill + formats.fim + formats.decision:
+    others = ((other, pool.calls(other)) for other in iter(lambda: int(draw() * len(pool)), None))
+    recipe = _decision(pool.calls(record), record, others, distractors=formats.distractors, draw=draw)
+  else:
+    recipe = _fake(pool.calls(record), record, draw)
   return recipe if recipe and tokens + recipe.added <= room else PLAIN
 
 
@@ -115,3 +120,16 @@ def _decision(
   if len(found) < distractors:
     return None
   return Recipe("decision", added, (draw(),), true, tuple(found))
+
+
+def _fake(calls: Calls, record: int, draw: Callable[[], float]) -> Recipe | None:
+  """None where no call that did not fail is followed by another such."""
+  rows = calls.tolist()
+  right = [number for number, (*_, failed) in enumerate(rows) if not failed]
+  later = {true: [n for n in right if n > true and rows[n][2] != rows[true][2]] for true in right}
+  places = [true for true in right if later[true]]
+  if not places:
+    return None
+  true = places[int(draw() * len(places))]
+  fake = later[true][int(draw() * len(later[true]))]
+  return Recipe("fake", _BACK + rows[fake][1] - rows[fake][0], (), true, ((record, fake),))

@@ -31,12 +31,22 @@ def rewrite(
           [bos, goal, g, end, CHOOSE, call, put, args, k, end, call, get, args, k, end, END, call, get, args, k, end, eos]
                                                                                     the last call carries DECISION
 
-  Tokens in capitals and the candidates are added. Source: FIM, arXiv 2207.14255 (PSM, and SPM as its joint variant).
+  Two calls in ten tokens: [bos, call, get, args, end, call, put, args, end, eos]
+
+      fake, of the second call before the first:
+          [bos, call, put, args, end, BACK, END, call, get, args, end, call, put, args, end, eos]
+                                                                                    BACK and END carry DECISION too
+
+  Tokens in capitals, the candidates and the fake are added. A fake was never executed: nothing is seen between it and the
+  turning back. Sources: FIM, arXiv 2207.14255 (PSM, and SPM as its joint variant); fakes, arXiv 2408.16293 (retry_weak: a later
+  step's sentence, then [BACK]).
   """
   if recipe.name == "plain":
     return chunk
   if recipe.name == "decision":
     return _decision(chunk, recipe, first_reserved, fetch)
+  if recipe.name == "fake":
+    return _faked(chunk, recipe, first_reserved)
   order, where, second = recipe.draws
   span = _hole(chunk, formats, where, second, first_reserved) if recipe.name == "infill" else None
   span = span or _random_span(chunk, where, second, first_reserved)
@@ -114,6 +124,15 @@ def _decision(chunk: Document, recipe: Recipe, first_reserved: int, fetch: Calla
   return join([chunk[:start], _added([choose, *np.concatenate(candidates), end]), true, chunk[stop:]])
 
 
+def _faked(chunk: Document, recipe: Recipe, first_reserved: int) -> Document:
+  assert recipe.call is not None
+  table, ((_, later),) = calls(chunk, first_reserved), recipe.distractors
+  (at, _), (start, stop) = table[[recipe.call, later], :2].tolist()
+  # The fake weighs nothing, but to turn back from it is what there is to learn.
+  back = _added([marker(first_reserved, name) for name in ("back", "end")], Role.BACK, Flag.ADDED | Flag.DECISION)
+  return join([chunk[:at], flagged(chunk[start:stop], Flag.ADDED), back, chunk[at:]])
+
+
 def _call(document: Document, number: int, first_reserved: int) -> np.ndarray:
   if not len(document):  # a damaged record under quarantine
     return document.ids
@@ -121,7 +140,7 @@ def _call(document: Document, number: int, first_reserved: int) -> np.ndarray:
   return document.ids[start:stop]
 
 
-def _added(ids: Sequence[int]) -> Document:
+def _added(ids: Sequence[int], role: Role = Role.MARKER, flags: Flag = Flag.ADDED) -> Document:
   n = len(ids)
-  kinds = (Role.MARKER, Status.NA, Flag.ADDED)
+  kinds = (role, Status.NA, flags)
   return Document(np.asarray(ids, np.int32), *(np.full(n, kind, np.uint8) for kind in kinds))

@@ -1,7 +1,8 @@
 """What the toolworld families share: schemas, execution, the verifier, the oracle and exact state.
 
-A family adds its data and three things: how an episode is drawn, what a lookup returns, and its tools. Every world has one
-gate: a tool that must be called before the lookups work (open the store, mount the disk).
+A family adds its data and three things: how an episode is drawn, what its tools do, and how they are declared. Every world has
+one gate, a tool that must be called before the others work (open the store, mount the disk), and one write, which gives a thing
+another name: what was read of it before is then out of date.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ class Step(NamedTuple):
 
 
 class Task(NamedTuple):
-  """An episode: each step of `chain` needs what the one before it returned; the last one returns `answer`."""
+  """An episode: each step of `chain` needs what the one before it returned; the last one returns `answer`.
+
+  Arguments are the names that were drawn, whatever the things are called by now.
+  """
 
   goal: str
   chain: tuple[Step, ...]
@@ -65,14 +69,15 @@ class Gate(NamedTuple):
 class ToolWorld(base.Environment):
   """A world of lookups behind a gate.
 
-  State is the seed (which gives all data), whether the gate is open, the lookups of the solution that have succeeded (what the
-  agent knows) and the words it has seen quoted.
+  State is the seed (which gives all data) and the goal, whether the gate is open, what carries another name by now, the steps
+  of the solution that have succeeded (what the agent knows) and the words it has seen quoted.
   """
 
   specs: ClassVar[dict[str, Spec]]
-  distractors: ClassVar[tuple[str, ...]]  # roles no solution needs; one of them is declared from difficulty 2 on
+  distractors: ClassVar[tuple[str, ...]]  # roles few solutions need; one of them is declared from difficulty 2 on
   argument_names: ClassVar[dict[str, tuple[str, ...]]]  # an argument's meaning to the names it may carry
   gate: ClassVar[Gate]
+  write: ClassVar[str]  # the role that gives a thing another name, once
 
   def __init__(self, split: str, difficulty: int) -> None:
     self._split = split
@@ -80,32 +85,43 @@ class ToolWorld(base.Environment):
     self._seed: int | None = None
 
   @abc.abstractmethod
-  def _draw(self, rng: np.random.Generator) -> Task:
-    """Draws the episode's data and task."""
+  def _draw(self, rng: np.random.Generator) -> list[Task]:
+    """Draws the episode's data; returns the tasks that could be set in it, the episode's own first."""
 
   @abc.abstractmethod
   def _look_up(self, role: str, args: tuple[str, ...]) -> Result:
-    """What a lookup returns behind the open gate."""
+    """What a lookup or the write returns behind the open gate."""
 
   # The episode
 
-  def reset(self, seed: int) -> tuple[str, base.Info]:
-    """Starts the episode that (family, split, difficulty, seed) names."""
+  def reset(self, seed: int, goal: str | None = None) -> tuple[str, base.Info]:
+    """Starts the episode that (family, split, difficulty, seed) names; see `Environment.reset`."""
     rng = base.generator(self.family, self._split, self._difficulty, seed)
     self._seed = seed
-    self._task = self._draw(rng)
+    self._tasks = self._draw(rng)
+    self._task = self._tasks[0]
     self._declare_tools(rng)
+    if goal is not None:
+      self._set_goal(goal)
     self._ready = False
+    self._renamed: dict[str, str] = {}
     self._known: tuple[Step, ...] = ()
     self._seen = tuple(_QUOTED.findall(self._task.goal))
     self._terminated = False
     self._success = False
     return self._task.goal, {"tools": self._tools, "goal": self._task.goal}
 
+  def _set_goal(self, goal: str) -> None:
+    if goal not in (goals := self.goals):
+      self._seed = None  # no episode was started
+      raise EnvironmentFault(f"goal is {goal!r}; in this world of {self.family!r} it could be one of: {'; '.join(goals)}.")
+    self._task = next(task for task in self._tasks if task.goal == goal)
+
   def _declare_tools(self, rng: np.random.Generator) -> None:
     roles = [r for r in self.specs if r not in self.distractors]
     if self._difficulty >= 2:
-      roles.append(self.distractors[int(rng.integers(len(self.distractors)))])
+      needed = [step.role for step in self._task.chain if step.role in self.distractors]
+      roles += needed or [self.distractors[int(rng.integers(len(self.distractors)))]]
     roles = [roles[i] for i in rng.permutation(len(roles)).tolist()]
     pick = rng.integers(1 << 16)
     arguments = {m: names[int(pick) % len(names)] for m, names in self.argument_names.items()}
@@ -122,7 +138,7 @@ class ToolWorld(base.Environment):
     action = base.parse_action(text)
     if action.kind == "answer":
       self._terminated = True
-      self._success = action.text == self._task.answer
+      self._success = action.text == self._task.answer and not self._unwritten()
       return "", float(self._success), True, False, {"status": "na", "err_kind": None, "success": self._success}
     result = Result(action.text, action.err_kind) if action.kind == "malformed" else self._call(action)
     status = "err" if result.err_kind else "ok"
@@ -135,8 +151,9 @@ class ToolWorld(base.Environment):
     refusal = self._check_arguments(role, action.args)
     if refusal:
       return refusal
-    step = Step(role, tuple(action.args[name] for name in self._arguments[role]))
-    result = self._execute(step)
+    args = tuple(action.args[name] for name in self._arguments[role])
+    step = Step(role, tuple(map(self._drawn, args)))  # before a write changes what the names mean
+    result = self._execute(role, args)
     if result.err_kind is None:
       self._see(step, result.text)
     return result
@@ -151,19 +168,29 @@ class ToolWorld(base.Environment):
     extra = next((name for name in args if name not in names), None)
     return None if extra is None else Result(f"no argument {base.quote(extra)}", "bad_args")
 
-  def _execute(self, step: Step) -> Result:
+  def _execute(self, role: str, args: tuple[str, ...]) -> Result:
     gate = self.gate
-    if step.role == gate.enter:
+    if role == gate.enter:
       if self._ready:
         return Result(gate.already, "already")
       self._ready = True
       return Result(gate.entered)
     if not self._ready:
       return Result(gate.missing, "precondition")
-    if step.role == gate.leave:
+    if role == gate.leave:
       self._ready = False
       return Result(gate.left)
-    return self._look_up(step.role, step.args)
+    return self._look_up(role, args)
+
+  def _now(self, drawn: str) -> str:
+    """What the thing that was drawn under this name is called by now."""
+    return self._renamed.get(drawn, drawn)
+
+  def _drawn(self, name: str) -> str:
+    """The name under which what is called so by now was drawn; a name that was given up leads nowhere."""
+    if name in self._renamed:
+      return ""
+    return next((drawn for drawn, now in self._renamed.items() if now == name), name)
 
   def _see(self, step: Step, text: str) -> None:
     if step not in self._known and step in self._task.chain:
@@ -182,11 +209,14 @@ class ToolWorld(base.Environment):
 
   # The oracle
 
+  def _unwritten(self) -> tuple[Step, ...]:
+    return tuple(step for step in self._task.chain if step.role == self.write and step not in self._known)
+
   def _rest(self) -> tuple[Step, ...]:
-    """The part of the chain after the last lookup whose result the agent knows."""
+    """The part of the chain after the last step whose result the agent knows, and before it a write that was passed over."""
     chain = self._task.chain
     known = max((n for n, step in enumerate(chain, 1) if step in self._known), default=0)
-    return chain[known:]
+    return (*(step for step in self._unwritten() if step in chain[:known]), *chain[known:])
 
   def oracle(self) -> base.Move:
     """The gate if a lookup needs it, else the next lookup of the chain, else the answer."""
@@ -201,7 +231,7 @@ class ToolWorld(base.Environment):
     return base.Move(action=self._action(steps[0]), plan=plan, early=self._action(rest[0]) if blocked else None)
 
   def _action(self, step: Step) -> str:
-    args = dict(zip(self._arguments[step.role], step.args, strict=True))
+    args = dict(zip(self._arguments[step.role], map(self._now, step.args), strict=True))
     return base.format_call(self._names[step.role], base.args_text(args))
 
   def remaining(self) -> int:
@@ -220,7 +250,9 @@ class ToolWorld(base.Environment):
     return {
       **self._identity(),
       "seed": self._seed,
+      "goal": self._task.goal,
       "ready": self._ready,
+      "renamed": dict(self._renamed),
       "known": [[step.role, *step.args] for step in self._known],
       "seen": list(self._seen),
       "terminated": self._terminated,
@@ -237,9 +269,10 @@ class ToolWorld(base.Environment):
     given = {key: state.get(key) for key in identity}
     if given != identity:
       raise EnvironmentFault(f"state is of {given}; expected one of {identity}: make the environment that it came from.")
-    if state["seed"] != self._seed:
-      self.reset(state["seed"])
+    if state["seed"] != self._seed or state["goal"] != self._task.goal:
+      self.reset(state["seed"], state["goal"])
     self._ready = state["ready"]
+    self._renamed = dict(state["renamed"])
     self._known = tuple(Step(role, tuple(args)) for role, *args in state["known"])
     self._seen = tuple(state["seen"])
     self._terminated = state["terminated"]
@@ -255,6 +288,12 @@ class ToolWorld(base.Environment):
     return self._tools
 
   @property
+  def goals(self) -> tuple[str, ...]:
+    """See `Environment.goals`; those whose tools the episode declares."""
+    self._require_reset()
+    return tuple(task.goal for task in self._tasks if all(step.role in self._names for step in task.chain))
+
+  @property
   def mentioned(self) -> tuple[str, ...]:
     """See `Environment.mentioned`."""
     self._require_reset()
@@ -266,11 +305,17 @@ def draw_words(rng: np.random.Generator, count: int) -> list[str]:
   return [DATA[i] for i in rng.permutation(len(DATA))[:count].tolist()]
 
 
-def draw_place(rng: np.random.Generator, length: int, *, difficulty: int) -> tuple[str, int]:
-  """A place in a list, as the word that names it and its index: first or last, and from difficulty 2 on the middle ones too."""
+def places(length: int, *, difficulty: int) -> list[tuple[str, int]]:
+  """The places of a list that a goal names, word and index: first and last, and from difficulty 2 on the middle ones too."""
   named = min(difficulty, length - 1)
-  place = int(rng.integers(named + 1))
-  return (ORDINALS[place], place) if place < named else ("last", length - 1)
+  return [*zip(ORDINALS[:named], range(named), strict=True), ("last", length - 1)]
+
+
+def own_first(groups: list[list[Task]], rng: np.random.Generator) -> list[Task]:
+  """All tasks, the episode's own in front: drawn evenly from the groups, then from its group."""
+  group = groups[int(rng.integers(len(groups)))]
+  own = group[int(rng.integers(len(group)))]
+  return [own, *(task for tasks in groups for task in tasks if task is not own)]
 
 
 def quoted_list(words: list[str]) -> str:

@@ -55,8 +55,11 @@ def more_is_better(name: str) -> bool:
 
 
 def watched(names: Iterable[str]) -> list[str]:
-  """The metrics that are watched unless one is named: those of evaluations, or all where no name says that it is one."""
-  listed = list(names)
+  """The metrics that are watched unless one is named: those of evaluations, or all where no name says that it is one.
+
+  A digest is a number and no measurement.
+  """
+  listed = [name for name in names if not name.endswith("digest")]
   return [name for name in listed if _EVALUATIONS.search(name)] or listed
 
 
