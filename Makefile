@@ -34,6 +34,15 @@ test-slow: $(VENV)/.dev.done ## The slow tests: kill and resume, many processes,
 test-cluster: $(VENV)/.dev.done ## Those of the slow tests that need several processes on this machine
 	$(BIN)/python -m pytest -m cluster
 
+.PHONY: test-faults
+test-faults: $(VENV)/.dev.done ## 1,000 bit flips in files of every kind, harm to every file, full disks, kills in saves (five minutes)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/checkpoint
+
+KILLS ?= 500
+.PHONY: chaos
+chaos: $(VENV)/.run.done ## 500 random kill -9 of whole runs of 1 and 4 processes (an hour); goes on where it stopped; KILLS=50 for fewer
+	$(BIN)/python experiments/chaos.py --kills=$(KILLS) --workdir=runs/chaos
+
 KERNEL_TESTS ?= tests/kernels -m "kernels or not kernels"
 .PHONY: test-kernels
 test-kernels: ## The TPU kernels: every shape interpreted, and compiled for v5e, v5p and v6e ahead of time (an hour)

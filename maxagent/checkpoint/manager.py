@@ -7,6 +7,8 @@ A step's folder appears under its number only when everything in it is written (
     config/    the run's configuration
     metadata/  tokens seen, time ledger, versions
     digests/   of every array and of the three items above, one file per process
+
+It disappears the same way: it is renamed into `deleting/` before the first of its files is removed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import logging
 import pathlib
 import platform
 import shutil
+import threading
 from typing import Any
 
 import jax
@@ -28,7 +31,8 @@ from maxagent.parallel.processes import broadcast_json, is_first
 
 _ROOM = 1.1  # weights hardly compress (noise in float32: 0.92 of its bytes on disk, measured), and indices and blocks take some
 _ROOM_BYTES = 1 << 20  # for the small files, whatever the state's size
-_UNFINISHED = "*.orbax-checkpoint-tmp*"
+DELETING = "deleting"  # subfolder for old steps on their way out
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # what Orbax calls a step's folder until everything in it is written
 
 
 class Checkpoints:
@@ -41,6 +45,7 @@ class Checkpoints:
     self._keep = keep
     self._manager: Any = None  # Orbax's, made at the first save: importing and making it costs time that a restore need not pay
     self._saving: int | None = None
+    self._deletion = threading.Thread()
 
   def save(self, step: int, state: Any, *, data_state: dict[str, Any], config_json: str, metadata: dict[str, Any]) -> bool:
     """Starts saving and returns once the state may be donated; False if this step was saved before and nothing was done.
@@ -73,12 +78,15 @@ class Checkpoints:
       raise CheckpointError(
         f"step {step} was saved but {self.folder / str(step)} is not there; does another run use this folder?"
       )
+    if is_first():
+      self._let_go()
 
   def close(self) -> None:
     """Waits for the save under way and lets go of Orbax's threads."""
     try:
       self.wait()
     finally:
+      self._join_deletion()
       self._forget_manager()
 
   def steps(self) -> list[int]:
@@ -108,7 +116,13 @@ class Checkpoints:
     self.wait()
     if step not in broadcast_json(self.steps()):
       raise CheckpointError(f"{self.folder} holds no checkpoint of step {step}; it holds {self.steps() or 'none'}.")
-    return restore_step(self.folder, step, abstract_state)
+    try:
+      return restore_step(self.folder, step, abstract_state)
+    except DamagedCheckpointError as error:
+      others = [other for other in self.steps() if other != step]
+      raise DamagedCheckpointError(
+        f"step {step} in {self.folder} is not whole: {error} It was left where it is; the others are {others or 'none'}."
+      ) from error
 
   def _may_save(self, step: int, arrays: Named) -> bool:
     """Whether there is something to save; process 0 looks at the disk and all follow it."""
@@ -116,9 +130,11 @@ class Checkpoints:
       self.folder.mkdir(parents=True, exist_ok=True)
       if self._manager is None:
         self._remove_unfinished()
+    needed_bytes = int(sum(array.nbytes for array in arrays.values()) * _ROOM) + _ROOM_BYTES
+    if is_first() and shutil.disk_usage(self.folder).free < needed_bytes:
+      self._join_deletion()
     look = [step in self.steps(), shutil.disk_usage(self.folder).free] if is_first() else None
     exists, free_bytes = broadcast_json(look)
-    needed_bytes = int(sum(array.nbytes for array in arrays.values()) * _ROOM) + _ROOM_BYTES
     if not exists and needed_bytes > free_bytes:
       raise DiskFullError(
         f"saving step {step} to {self.folder} needs {needed_bytes:,} bytes and {free_bytes:,} are free; free some space or "
@@ -134,7 +150,7 @@ class Checkpoints:
     if self._manager is None:
       logging.getLogger("absl").addFilter(_tells_more_than_our_error)  # adding it again changes nothing
       # lightweight_initialize: Orbax would read the metadata of old steps, and a damaged one would stop a healthy run.
-      options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, lightweight_initialize=True)
+      options = ocp.CheckpointManagerOptions(lightweight_initialize=True)  # keeps all steps: see _let_go
       registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
       # Said outright, since `restore` reads these files with TensorStore.
       registry.add("state", ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False))
@@ -176,8 +192,29 @@ class Checkpoints:
     if manager is not None:
       manager.close()
 
+  def _let_go(self) -> None:
+    """Removes all but the newest steps, each by a rename, then at leisure.
+
+    Orbax would delete a step file by file under its number, and a kill would leave half of it there: 3 of 158 did.
+    """
+    doomed = self.folder / DELETING
+    old = self.steps()[: -self._keep]
+    if not old:
+      return
+    self._join_deletion()
+    doomed.mkdir(exist_ok=True)
+    for step in old:
+      (self.folder / str(step)).rename(doomed / str(step))
+    self._deletion = threading.Thread(target=shutil.rmtree, args=(doomed,), kwargs={"ignore_errors": True})
+    self._deletion.start()
+
+  def _join_deletion(self) -> None:
+    if self._deletion.ident is not None:  # a thread that was never started cannot be waited for
+      self._deletion.join()
+
   def _remove_unfinished(self) -> None:
-    for path in self.folder.glob(_UNFINISHED):
+    shutil.rmtree(self.folder / DELETING, ignore_errors=True)
+    for path in self.folder.glob(UNFINISHED):
       shutil.rmtree(path, ignore_errors=True)
 
 

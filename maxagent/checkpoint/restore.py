@@ -12,12 +12,14 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from maxagent.checkpoint import digest
+from maxagent.checkpoint.index import files_of, stored_name
 from maxagent.checkpoint.naming import Named, like, named_leaves
 from maxagent.errors import CheckpointError, DamagedCheckpointError
 from maxagent.parallel.processes import broadcast_json, gather_json
@@ -67,6 +69,7 @@ class Record:
 
   arrays: dict[str, ArrayRecord]
   items: dict[str, str]
+  processes: int  # that saved it
 
 
 def saved_steps(folder: str | pathlib.Path) -> list[int]:
@@ -137,17 +140,44 @@ def restore_params(
   raise DamagedCheckpointError(none_good(folder, skipped))
 
 
-def verify(folder: str | pathlib.Path) -> list[Verified]:
-  """Checks every step of a folder, ascending, one array in memory at a time; changes nothing. For one process."""
+def verify(
+  folder: str | pathlib.Path, step: int | None = None, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Verified]:
+  """Reads `step`, or every step of a folder, ascending, one array in memory at a time; changes nothing. For one process.
+
+  `progress` is told the bytes of arrays that are done, and of all.
+  """
   folder = pathlib.Path(folder)
-  found = []
-  for step in saved_steps(folder):
+  steps = saved_steps(folder)
+  if step is not None and step not in steps:
+    raise CheckpointError(f"{folder} holds no checkpoint of step {step}; it holds {steps or 'none'}.")
+  steps = steps if step is None else [step]
+  reasons: dict[int, str] = {}
+  records: dict[int, Record] = {}
+  for one in steps:
     try:
-      _verify_step(folder / str(step), step)
-      found.append(Verified(step=step, good=True, reason=""))
+      records[one] = read_record(folder / str(one), one)
     except CheckpointError as error:
-      found.append(Verified(step=step, good=False, reason=str(error)))
-  return found
+      reasons[one] = str(error)
+  done, total = 0, sum(_bytes_of(saved) for record in records.values() for saved in record.arrays.values())
+  for one, record in records.items():
+    try:
+      _read_items(folder / str(one), record)
+      for name, saved in record.arrays.items():
+        progress(done, total)
+        _verify_array(folder / str(one), name, saved)
+        done += _bytes_of(saved)
+    except CheckpointError as error:
+      reasons[one] = str(error)
+  progress(done, total)
+  there = [one for one in steps if (folder / str(one)).is_dir()]  # a run that goes on may have let go of its oldest
+  return [Verified(step=one, good=one not in reasons, reason=reasons.get(one, "")) for one in there]
+
+
+def describe(step_folder: pathlib.Path, step: int) -> tuple[int | None, int]:
+  """Tokens seen by then (None if the run did not say) and processes that saved it; raises if a small file is damaged."""
+  record = read_record(step_folder, step)
+  return _read_items(step_folder, record)["metadata"].get("tokens"), record.processes
 
 
 def none_good(folder: pathlib.Path, skipped: list[tuple[int, str]]) -> str:
@@ -189,7 +219,7 @@ def read_record(step_folder: pathlib.Path, step: int) -> Record:
     )
     for name, entry in parts[0]["arrays"].items()
   }
-  return Record(arrays=arrays, items=parts[0]["items"])
+  return Record(arrays=arrays, items=parts[0]["items"], processes=processes)
 
 
 def _read_part(path: pathlib.Path) -> dict[str, Any]:
@@ -264,7 +294,7 @@ class _Reading:
   """One array on its way from disk to its devices."""
 
   def __init__(self, folder: pathlib.Path, name: str, leaf: Any) -> None:
-    self._name, self._leaf, self._where = name, leaf, f"{folder}: array {name}"
+    self._folder, self._name, self._leaf = folder, name, leaf
     self._sharding = leaf.sharding or _here()
     self._parts: dict[tuple[tuple[int, int], ...], Any] = {}
     try:
@@ -274,7 +304,7 @@ class _Reading:
       for index in self._sharding.addressable_devices_indices_map(store.shape).values():
         self._parts.setdefault(self._span(index), store[index].read())  # devices with the same part share one read
     except Exception as error:
-      raise _unreadable(self._where, error) from error
+      raise _unreadable(self._folder, self._name, error) from error
 
   @property
   def nbytes(self) -> int:
@@ -285,7 +315,7 @@ class _Reading:
     try:
       parts = {span: part.result() for span, part in self._parts.items()}
     except Exception as error:
-      raise _unreadable(self._where, error) from error
+      raise _unreadable(self._folder, self._name, error) from error
     return {self._name: jax.make_array_from_callback(self._leaf.shape, self._sharding, lambda index: parts[self._span(index)])}
 
   def drop(self) -> None:
@@ -300,29 +330,32 @@ def _open(folder: pathlib.Path, name: str) -> Any:
   """A future of the TensorStore of one array, in the form that `manager` asks Orbax for."""
   import tensorstore  # here, since the commands that only list checkpoints need not pay for it
 
-  store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": name.replace("/", ".") + "/"}
+  store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}, "path": stored_name(name) + "/"}
   return tensorstore.open({"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}, open=True, read=True)
 
 
-def _unreadable(where: str, error: Exception) -> CheckpointError:
+def _unreadable(folder: pathlib.Path, name: str, error: Exception) -> CheckpointError:
+  where = f"{files_of(folder, name) or folder}: array {name}"
   if isinstance(error, (MemoryError, PermissionError)) or "PERMISSION_DENIED" in str(error):
     return CheckpointError(f"{where} cannot be read, though it may be whole: {_brief(error)}")
   return DamagedCheckpointError(f"{where} cannot be read: {_brief(error)}")
 
 
-def _verify_step(step_folder: pathlib.Path, step: int) -> None:
-  record = read_record(step_folder, step)
-  _read_items(step_folder, record)
-  for name, saved in record.arrays.items():
-    wanted = {name: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=_here())}
-    found = digest.start(_read_arrays(step_folder, wanted))()
-    _require_digest(step_folder, name, saved.sum, found[name])
+def _bytes_of(saved: ArrayRecord) -> int:
+  return math.prod(saved.shape) * np.dtype(saved.dtype).itemsize
+
+
+def _verify_array(step_folder: pathlib.Path, name: str, saved: ArrayRecord) -> None:
+  wanted = {name: jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=_here())}
+  found = digest.start(_read_arrays(step_folder, wanted))()
+  _require_digest(step_folder, name, saved.sum, found[name])
 
 
 def _require_digest(step_folder: pathlib.Path, name: str, expected: int, found: int) -> None:
   if found != expected:
     raise DamagedCheckpointError(
-      f"{step_folder / 'state'}: array {name} has digest {found:016x}; {expected:016x} was saved. Its bytes on disk changed."
+      f"{files_of(step_folder / 'state', name) or step_folder / 'state'}: array {name} has digest {found:016x}; "
+      f"{expected:016x} was saved. Its bytes on disk changed."
     )
 
 

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 import maxagent
-from maxagent.cli import data, evaluate, jumps, play, report, train
+from maxagent.cli import checkpoint, data, evaluate, jumps, plan, play, report, train
 from maxagent.errors import ConfigError, DiskFullError, MaxagentError
 
 INTERRUPTED_EXIT = 130  # 128 + SIGINT, as shells say it
-COMMANDS = (train, evaluate, play, data, report, jumps)
+COMMANDS = (train, evaluate, play, data, checkpoint, plan, report, jumps)
 EPILOG = """\
 first steps:
   maxagent data generate --episodes 1000 --output DATA/episodes      an agent's traces, by acting

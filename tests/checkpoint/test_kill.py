@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,4 +70,27 @@ def test_after_kill_9_in_a_save_the_newest_finished_step_comes_back_whole(folder
   assert restored is not None and restored.skipped == () and restored.step >= finished
   assert restored.data_state == {"step": restored.step}
   assert all((np.asarray(leaf) == restored.step).all() for leaf in jax.tree.leaves(restored.state))
-  assert all(one.good for one in verify(folder)[-1:])
+  assert all(one.good for one in verify(folder))
+
+
+def test_a_kill_while_an_old_step_is_deleted_leaves_no_half_of_it_under_its_number(kit, folder, monkeypatch):
+  checkpoints = Checkpoints(folder, keep=2)
+  remove = shutil.rmtree
+
+  def cut_short(path: pathlib.Path, ignore_errors: bool = False) -> None:
+    if pathlib.Path(path).name == "deleting" and path.is_dir():
+      remove(next(path.iterdir()) / "digests")  # and here the process dies
+    elif pathlib.Path(path).name != "deleting":
+      remove(path, ignore_errors=ignore_errors)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(shutil, "rmtree", cut_short)
+    for step in (1, 2, 3):
+      kit.save(checkpoints, step, kit.place(kit.host_state(step), "1"))
+    checkpoints.close()
+  assert [(one.step, one.good) for one in verify(folder)] == [(2, True), (3, True)]
+  assert [path.name for path in (folder / "deleting").iterdir()] == ["1"]
+  again = Checkpoints(folder, keep=2)
+  kit.save(again, 4, kit.place(kit.host_state(4), "1"))
+  again.close()
+  assert sorted(path.name for path in folder.iterdir()) == ["3", "4"]
