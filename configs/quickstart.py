@@ -11,6 +11,7 @@ from maxagent.config import (
   Evaluation,
   Formats,
   Model,
+  Objective,
   Optimizer,
   Schedule,
   Source,
@@ -34,6 +35,9 @@ def get_config(data: str = "runs/quickstart/data") -> Config:
       # 4M tokens teach to act or to fill holes: with the default formats the agent solved 25% of its episodes, without 97%.
       formats=Formats(infill=0, fim=0, decision=0),
     ),
+    # With text at its full weight, whether so short a run learned to copy the names of its tools hung on the order of the text:
+    # 28% or 99% of its episodes.
+    objective=Objective(overrides=(("web", 0.2),)),
     optimizer=Optimizer(name="adamw", learning_rate=2e-3),
     schedule=Schedule(warmup_steps=100, decay_steps=450),
     training=Training(steps=2200),
